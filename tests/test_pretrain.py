@@ -1,0 +1,211 @@
+"""`unmask pretrain`: what it reports, how it goes on, and what it measures."""
+
+import json
+
+import pytest
+import torch
+import toys
+from cli_toys import SHORT, pictures, unmask
+
+from unmask.run import Run
+
+KEYS = {"verb", "ok", "version", "seed", "seconds", "run", "step", "steps", "resumed_from", "loss", "figures"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("data") / "photos", 60, classes="abc")
+
+
+def nano(photos, out, *words):
+    return unmask("pretrain", "mae-nano", photos, "--out", out, *words)
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, nano(photos, out, *SHORT)
+
+
+def test_a_run_reports_what_it_made(finished):
+    out, said = finished
+    assert said.json.keys() == KEYS
+    assert (said.json["run"], said.json["step"], said.json["steps"]) == (str(out), 3, 3)
+    assert said.json["resumed_from"] is None and said.json["seed"] == 0
+    assert said.json["loss"] == Run(out).metrics()[-1]["loss"]
+    assert {f"{out}/figures/augmentations-000000.png", f"{out}/figures/curves.png"} <= set(said.json["figures"])
+    for line in (
+        "60 images of",
+        "batch 8 x 1 devices x 1 micro-batches = 8, lr 0.001 x 8 / 256",
+        "3 steps, 0.4 epochs",
+    ):
+        assert line in said.err
+
+
+def test_a_finished_run_says_so(photos, finished):
+    out, _ = finished
+    said = nano(photos, f"{out}/", *SHORT)
+    assert said.code == 0
+    assert (said.json["step"], said.json["resumed_from"]) == (3, 3)
+    assert f"{out} is finished: 3 steps are done; train longer with --from {out}" in said.err
+
+
+def test_the_same_out_continues_whatever_only_changes_speed(photos, tmp_path, monkeypatch):
+    from unmask import train
+    from unmask.signals import Stopped
+
+    step, calls = train.update, []
+
+    def stop_after_two(*args):
+        calls.append(0)
+        if len(calls) > 2:
+            raise Stopped("stopped here")
+        return step(*args)
+
+    monkeypatch.setattr(train, "update", stop_after_two)
+    said = nano(photos, tmp_path / "a", *SHORT, "--save-every", "1")
+    assert said.code == 75
+    assert said.line == "stopped: stopped here"
+    monkeypatch.setattr(train, "update", step)
+    # the recipe by its Python name, the data by another path, other workers, device batch and interval
+    said = unmask("pretrain", "mae_nano", f"{photos}/", "--out", tmp_path / "a", "--workers", "1", "--device-batch", "4",
+                  "--save-every", "2", "--precision", "auto")  # fmt: skip
+    assert said.code == 0
+    assert (said.json["resumed_from"], said.json["step"], said.json["steps"]) == (2, 3, 3)
+    assert "at step 2 of 3" in said.err
+
+
+def test_the_step_is_the_checkpoint_and_the_steps_are_the_runs(photos, tmp_path, monkeypatch):
+    said = nano(photos, tmp_path, "--epochs", "1", "--batch", "20", "--workers", "0")
+    assert (said.json["step"], said.json["steps"]) == (3, 3)
+    said = nano(photos, tmp_path / "dry", *SHORT, "--dry-run")
+    assert said.json["steps"] == 3 and said.json["step"] is None
+
+
+def test_what_may_not_differ_is_listed(photos, finished):
+    out, _ = finished
+    said = nano(photos, out, "--seed", "7", "--batch", "16", "--optim.base-lr", "0.5", "--method.masks.0.ratio", "0.5")
+    assert said.code == 1
+    for field in ("seed: 0 -> 7", "batch: 8 -> 16", "optim.base_lr: 0.001 -> 0.5", "method.masks.0.ratio: 0.75 -> 0.5"):
+        assert field in said.line
+    assert "choose another --out" in said.line
+
+
+@pytest.mark.parametrize("longer", [("--steps", "9"), ("--epochs", "3"), ("--budget", "999 images")], ids=str)
+def test_longer_training_is_refused_with_the_cure(longer, photos, finished):
+    out, _ = finished
+    said = nano(photos, out, *longer)
+    assert said.code == 1
+    assert f"train on with --from {out} and a new --out" in said.line
+
+
+def test_from_gives_a_new_run_the_weights_of_another(photos, finished, tmp_path):
+    out, _ = finished
+    still = (*SHORT, "--optim.base-lr", "0", "--optim.weight-decay", "0")
+    said = nano(photos, tmp_path / "new", *still, "--from", f"{out}@3", "--seed", "5")
+    assert said.code == 0 and said.json["resumed_from"] is None
+    assert f"weights from {out}@3" in said.err
+    old, new = Run(out).method(), Run(tmp_path / "new").method()
+    assert toys.same(dict(old.state_dict()), dict(new.state_dict()))
+    Run(tmp_path / "new")  # to go on, the run it came from is not needed
+    said = nano(photos, tmp_path / "new", *still, "--from", f"{out}@3", "--seed", "5")
+    assert said.code == 0 and "weights from" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--from", "{run}", "--method.vit.width", "48"], "another architecture"),
+        (["--from", "{run}", "--method.vit.width", "48"], "give the recipe (mae-nano), sizes and --channels of that"),
+        (["--from", "{run}@2"], "no such checkpoint; there are 3"),
+        (["--from", "{run}:teacher"], "leave :teacher out"),
+        (["--from", "nowhere"], "no model 'nowhere'; give --from a run directory"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_from_what_does_not_fit_gets_one_line(words, message, photos, finished, tmp_path):
+    words = [word.format(run=finished[0]) for word in words]
+    said = nano(photos, tmp_path / "new", *SHORT, *words)
+    assert said.code == 1
+    assert message in said.line
+    assert not (tmp_path / "new").exists()
+
+
+def test_evaluation_while_training_holds_a_tenth_out_and_says_so(photos, tmp_path):
+    said = nano(photos, tmp_path / "a", *SHORT, "--eval-every", "2")
+    assert said.code == 0
+    assert "one tenth of the images, chosen by content, is held out" in said.err
+    scores = [event for event in Run(tmp_path / "a").metrics() if "eval/knn/mean" in event]
+    assert [event["step"] for event in scores] == [2, 3]
+    assert all(0 <= event[name] <= 1 for event in scores for name in event if name.startswith("eval/"))
+    assert Run(tmp_path / "a").config.data.holdout
+
+
+def test_evaluation_while_training_by_other_images_holds_none_out(photos, tmp_path):
+    test = pictures(tmp_path / "test", 12, classes="abc")
+    said = nano(photos, tmp_path / "a", *SHORT, "--eval-every", "3", "--test", test)
+    assert said.code == 0
+    assert not Run(tmp_path / "a").config.data.holdout
+    assert "eval/linear/cls" in Run(tmp_path / "a").metrics()[-1]
+
+
+@pytest.mark.parametrize("labels", [(), ("--labels", "none")], ids=str)
+def test_evaluation_without_labels_is_refused_before_training(labels, photos, tmp_path):
+    data = photos if labels else pictures(tmp_path / "flat", 12)
+    said = nano(data, tmp_path / "a", *SHORT, *labels, "--eval-every", "2")
+    assert said.code == 1
+    assert "--eval-every needs labelled images" in said.line and "--test DATA" in said.line
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("budget", "steps"), [("40 images", 5), ("40images", 5), ("1 gflop", 1)], ids=str)
+def test_a_budget_of_work_becomes_steps(budget, steps, photos, tmp_path):
+    said = nano(photos, tmp_path, "--budget", budget, "--batch", "8", "--workers", "0")
+    assert said.json["steps"] == steps
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["budget"], config["steps"], config["epochs"]) == (budget, steps, None)
+
+
+def test_a_budget_of_time_is_measured_once(photos, tmp_path, monkeypatch):
+    from unmask import forecast
+
+    monkeypatch.setattr(forecast, "measure", lambda *args: 0.4)
+    words = ("--budget", "2s", "--batch", "8", "--workers", "0")
+    assert nano(photos, tmp_path, *words).json["steps"] in (4, 5)
+    monkeypatch.setattr(forecast, "measure", lambda *args: pytest.fail("measured again"))
+    for again in (words, ("--workers", "0")):
+        said = nano(photos, tmp_path, *again)
+        assert said.code == 0 and said.json["resumed_from"] == said.json["steps"]
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(photos, tmp_path):
+    said = nano(photos, tmp_path / "a", *SHORT, "--dry-run")
+    assert said.code == 0
+    assert said.json.keys() == KEYS | {"dry_run"}
+    cost = said.json["dry_run"]
+    assert cost["steps"] == 3 and cost["looked"] == 60 and cost["bad"] == []
+    assert cost["memory_gb"] > 0 and cost["disk_gb"] > 0 and cost["hours"] > 0
+    for word in ("hours", "memory a device", "disk for checkpoints", "nothing was written"):
+        assert word in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gray_images_of_one_channel_take_the_whole_path(tmp_path):
+    data = pictures(tmp_path / "gray", 24, classes="ab", mode="L")
+    said = nano(data, tmp_path / "run", *SHORT, "--channels", "1", "--range", "0", "255", "--labels", "folder")
+    assert said.code == 0
+    config = Run(tmp_path / "run").config
+    assert (config.data.channels, config.data.range, config.data.labels) == (1, (0.0, 255.0), "folder")
+    assert len(config.data.mean) == 1
+    rows = unmask("evaluate", tmp_path / "run", "pixels", "untrained:mae-nano", "knn", "--train", data, "--test", data,
+                  "--k", "1").json["results"]  # fmt: skip
+    assert {row["model"] for row in rows} == {str(tmp_path / "run"), "pixels", "untrained:mae-nano"}
+    assert unmask("show", tmp_path / "run", "reconstruction", data, "--count", "2").code == 0
+
+
+def test_self_sizing_recipes_measure_and_published_ones_keep_the_papers(photos, tmp_path):
+    nano(photos, tmp_path, *SHORT)
+    mean = Run(tmp_path).config.data.mean
+    assert mean != (0.485, 0.456, 0.406)
+    images = torch.tensor(mean)
+    assert ((images > 0) & (images < 1)).all()

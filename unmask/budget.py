@@ -1,0 +1,97 @@
+"""How much a step costs before the first one is made: images that fit a device, seconds, gigabytes."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .config import DataConfig, MethodConfig
+from .methods.base import Batch, Method, Progress
+from .optim import largest_divisor
+from .parallel import World, available_memory
+from .positions import pair
+from .randomness import key
+
+CPU_WORKING_SET = 2 << 30
+"""bytes of activations beyond which a bigger batch on a CPU gains nothing"""
+
+
+def synthetic_batch(method: MethodConfig, data: DataConfig, count: int, device: torch.device) -> Batch:
+    """A batch of noise with a method's views and masks: for measuring and for tests."""
+    views, twins, masks, hidden = [], [], [], []
+    generator = torch.Generator().manual_seed(0)
+    for view in method.views:
+        for _ in range(view.count):
+            views.append(torch.randn(count, data.channels, *pair(view.size), generator=generator).to(device))
+            if view.twin is not None:
+                size = (count, data.channels, view.twin, view.twin)
+                twins.append(torch.rand(size, generator=generator).to(device))
+    for i, (policy, grid) in enumerate(zip(method.masks, method.grids(), strict=True)):
+        drawn = [policy(grid, key(0, "mask", i, position)) for position in range(count)]
+        mask = torch.stack([torch.from_numpy(m).flatten() for m in drawn])
+        masks.append(mask.to(device))
+        hidden.append(mask.flatten().nonzero().flatten().to(device))
+    return Batch(
+        views=tuple(views),
+        twins=tuple(twins),
+        masks=tuple(masks),
+        hidden=tuple(hidden),
+        label=torch.zeros(count, dtype=torch.int64, device=device),
+        position=torch.arange(count, device=device),
+        shares=tuple(torch.ones((), device=device) for _ in masks),
+    )
+
+
+def activation_bytes(method: Method, batch: Batch, context: Callable[[], torch.autocast]) -> float:
+    """Bytes per image that one forward pass keeps for its backward pass."""
+    seen: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in method.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), context():
+        out = method(batch, Progress(0, 1, 1.0))  # holds the graph, so that no address is used twice
+    total = float(sum(seen.values()))
+    del out
+    return total / len(batch.views[0])
+
+
+def fit_device_batch(
+    method: Method, config: MethodConfig, data: DataConfig, batch: int, world: World, context: Callable
+) -> int:
+    """The largest number of images a forward pass that divides the step evenly and fits the device.
+
+    A GPU may be filled to 80 % of what is free after weights, gradients and AdamW's state; a CPU
+    takes what keeps its activations under `CPU_WORKING_SET`.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+    if batch % world.size:
+        raise ValueError(f"batch {batch} does not divide among {world.size} processes; use a multiple of {world.size}")
+    share = batch // world.size
+    probe = min(2, share)
+    per_image = activation_bytes(method, synthetic_batch(config, data, probe, world.device), context)
+    weights = 12 * sum(p.numel() for p in method.parameters() if p.requires_grad)
+    room = 0.8 * (available_memory(world.device) - weights)
+    if world.device.type == "cpu":
+        room = min(room, CPU_WORKING_SET)
+    fits = largest_divisor(share, max(room, 0) / (1.3 * per_image))
+    return world.least(fits)  # ranks must agree; the lesser of two divisors is one, too
+
+
+def seconds_per_call(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """Median time of a call after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return sorted(times[1:])[repeats // 2]

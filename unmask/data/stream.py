@@ -1,0 +1,319 @@
+"""From positions to batches: what the training loop iterates over.
+
+Every sample of a run has a position, counted through all optimizer steps; sample j of micro-batch m on
+rank r at step s is at `s * batch + (m * world + r) * device_batch + j`. The position names the image
+(epoch and place in its shuffled order), every view and every mask. So a stream that starts at step s
+needs nothing but s, and batches are the same for any number of workers and any split of a batch over
+ranks and accumulation.
+"""
+
+import ctypes
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..randomness import fold, key, shuffled_index
+from ..views import PlanBatch, View, crop, expand, gray_mean, plan, stack, twin
+from .decode import decode
+from .record import BadImage, Source
+
+MaskFunction = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
+"""(grid, rng) -> bool [gh gw], True = hidden"""
+
+TRIES = 20
+"""substitutes for a bad image before the run gives up"""
+_PREFETCH = 2
+"""micro-batches that each worker has ready"""
+
+
+class HostBatch(NamedTuple):
+    """One micro-batch on the CPU."""
+
+    crops: tuple[UInt8[Tensor, "B C _ _"], ...]
+    """one for each view (a view of count n fills n places), channels last in memory"""
+    plans: tuple[PlanBatch, ...]
+    """what `views.color` is to do to each"""
+    twins: tuple[UInt8[Tensor, "B C _ _"], ...]
+    """second renderings, of the views that have a twin"""
+    masks: tuple[Bool[Tensor, "B _"], ...]
+    """one for each masked view, True = hidden"""
+    hidden: tuple[Int64[Tensor, "_"], ...]
+    """flat indices of True in B*N, for each mask"""
+    label: Int64[Tensor, "B"]
+    position: Int64[Tensor, "B"]
+    bad: tuple[tuple[str, str], ...]
+    """(key, why) of images that could not be read and were substituted"""
+
+
+class Stream:
+    """The micro-batches of one rank, optimizer step by optimizer step.
+
+    Args:
+        source: the images.
+        views: the augmentation policy.
+        masks: a function for each of the first views that are masked.
+        grids: the patch grid (gh, gw) of each masked view.
+        seed: the run's.
+        batch: images an optimizer step, over all ranks and micro-batches.
+        device_batch: images of a micro-batch of one rank.
+        rank, world: this process and how many there are.
+        start, steps: first optimizer step, and the one after the last.
+        workers: processes that read and crop; 0: this one does.
+        channels, value_range: as for `decode`.
+        pin: put batches in page-locked memory, for copying to a GPU without waiting.
+    Raises:
+        ValueError: the batch does not divide into micro-batches.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        views: Sequence[View],
+        masks: Sequence[MaskFunction] = (),
+        grids: Sequence[tuple[int, int]] = (),
+        seed: int,
+        batch: int,
+        device_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        steps: int,
+        workers: int = 0,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+        pin: bool = False,
+    ):
+        if batch % (device_batch * world):
+            raise ValueError(
+                f"batch {batch} does not divide into micro-batches of {device_batch} on {world} "
+                f"processes; use a multiple of {device_batch * world}"
+            )
+        self.start, self.steps, self.pin = start, steps, pin
+        self.micro_batches = batch // (device_batch * world)
+        self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range)
+        self.layout = (batch, device_batch, rank, world)
+        self.workers = min(workers, self._workers_that_fit(device_batch))
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Generator[list[HostBatch], None, None]:
+        """Yield the micro-batches of each step. Closing the iterator ends its workers."""
+        micro = self.micro_batches
+        with warnings.catch_warnings():
+            # "more workers than processors" and "fork of a threaded process": asked for, and safe here,
+            # as workers use neither the device nor locks of the parent's threads
+            warnings.simplefilter("ignore")
+            batches = iter(
+                DataLoader(
+                    _MicroBatches(self.samples, self.layout, micro),
+                    batch_size=None,
+                    collate_fn=_as_it_is,
+                    sampler=range(self.start * micro, self.steps * micro),
+                    num_workers=self.workers,
+                    prefetch_factor=_PREFETCH if self.workers else None,
+                    multiprocessing_context="fork" if self.workers else None,
+                    worker_init_fn=_start_worker,
+                    pin_memory=self.pin,
+                    generator=torch.Generator(),  # else the loader draws its seed from the run's
+                )
+            )
+        try:
+            for _ in range(self.start, self.steps):
+                yield [_unpack(_sound(next(batches))) for _ in range(micro)]
+        finally:
+            # the traceback of an exception would keep the loader alive until Python exits, which then waits
+            # for workers that ignore its SIGTERM: forever
+            if self.workers:
+                batches._shutdown_workers()  # type: ignore[attr-defined]
+
+    def _workers_that_fit(self, device_batch: int) -> int:
+        """How many workers' finished batches shared memory holds: beyond it lies a bus error."""
+        if not Path("/dev/shm").is_dir():
+            return sys.maxsize
+        sides = [view.shape for view in self.samples.views] + [(t, t) for t in self.samples.twin_sizes]
+        each = device_batch * (self.samples.channels * sum(h * w for h, w in sides) + 4096)
+        return shutil.disk_usage("/dev/shm").free // (each * (_PREFETCH + 1))
+
+
+class Samples:
+    """A sample as a pure function of its position; arguments as for Stream."""
+
+    def __init__(
+        self,
+        source: Source,
+        views: tuple[View, ...],
+        masks: tuple[MaskFunction, ...],
+        grids: tuple[tuple[int, int], ...],
+        seed: int,
+        channels: int,
+        value_range: tuple[float, float] | None,
+    ):
+        self.source, self.masks, self.grids = source, masks, grids
+        self.seed, self.channels, self.value_range = seed, channels, value_range
+        self.views = expand(views)
+        self.twin_sizes = [view.twin for view in self.views if view.twin is not None]
+        if len(masks) != len(grids) or len(masks) > len(self.views):
+            raise ValueError(f"{len(masks)} masks for {len(grids)} grids and {len(self.views)} views; give one each")
+
+    def image(self, position: int) -> tuple[UInt8[Tensor, "C H W"], int, list[tuple[str, str]]]:
+        """Decode the image of a position, or its substitute if it is bad.
+
+        Returns:
+            pixels, label, and (key, why) of the bad ones met.
+        Raises:
+            ValueError: a row of TRIES substitutes are bad as well.
+        """
+        n = len(self.source)
+        epoch, place = divmod(position, n)
+        bad: list[tuple[str, str]] = []
+        for again in range(1 + TRIES):
+            try:
+                record = self.source[shuffled_index(place, n, self.seed, epoch)]
+                pixels = decode(record, channels=self.channels, value_range=self.value_range)
+                return pixels, record.label, bad
+            except BadImage as error:
+                bad.append((error.key, error.why))
+                place = fold(self.seed, "substitute", position, again) % n
+        first = "; ".join(f"{name}: {why}" for name, why in bad[:3])
+        raise ValueError(f"{self.source.name}: {len(bad)} images in a row cannot be read: {first}")
+
+    def __call__(self, positions: Sequence[int]) -> HostBatch:
+        """Draw, decode and crop the samples at these positions."""
+        crops: list[list[Tensor]] = [[] for _ in self.views]
+        twins: list[list[Tensor]] = [[] for _ in self.twin_sizes]
+        plans: list[list] = [[] for _ in self.views]
+        labels, bad = [], []
+        for position in positions:
+            image, label, missed = self.image(position)
+            labels.append(label)
+            bad += missed
+            doubles = iter(twins)
+            mean = gray_mean(image) if any(view.jitter_before_crop for view in self.views) else -1.0
+            for v, view in enumerate(self.views):
+                drawn = plan(view, (image.shape[1], image.shape[2]), key(self.seed, "view", v, position))
+                if view.jitter_before_crop:
+                    drawn = drawn._replace(gray_mean=mean)
+                plans[v].append(drawn)
+                crops[v].append(crop(image, drawn))
+                if view.twin is not None:
+                    next(doubles).append(twin(image, drawn))
+        masks = [
+            np.stack([policy(grid, key(self.seed, "mask", v, p)).reshape(-1) for p in positions])
+            for v, (policy, grid) in enumerate(zip(self.masks, self.grids, strict=True))
+        ]
+        return HostBatch(
+            crops=tuple(_stack_last(images) for images in crops),
+            plans=tuple(stack(drawn) for drawn in plans),
+            twins=tuple(_stack_last(images) for images in twins),
+            masks=tuple(torch.from_numpy(mask) for mask in masks),
+            hidden=tuple(torch.from_numpy(np.flatnonzero(mask)) for mask in masks),
+            label=torch.tensor(labels, dtype=torch.int64),
+            position=torch.tensor(positions, dtype=torch.int64),
+            bad=tuple(bad),
+        )
+
+
+def _stack_last(images: list[UInt8[Tensor, "C h w"]]) -> UInt8[Tensor, "B C h w"]:
+    """Stack in channels-last memory, as the crops come."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+class _MicroBatches(Dataset):
+    """Micro-batch k of this rank: k counts through all steps of the run."""
+
+    def __init__(self, samples: Samples, layout: tuple[int, int, int, int], micro: int):
+        self.samples, self.layout, self.micro = samples, layout, micro
+
+    def __getitem__(self, k: int) -> "_Packed | Exception":
+        batch, device_batch, rank, world = self.layout
+        step, m = divmod(k, self.micro)
+        first = step * batch + (m * world + rank) * device_batch
+        try:
+            return _pack(self.samples(range(first, first + device_batch)))
+        except (ValueError, OSError) as error:  # as it is: the loader would wrap it in a traceback
+            return error
+
+
+@dataclass
+class _Packed:
+    """A HostBatch whose tensors lie in one: a single block of shared memory, and of pinned memory."""
+
+    bytes: UInt8[Tensor, "_"]
+    parts: list[tuple[torch.dtype, tuple[int, ...], int, bool]]
+    """dtype, shape in memory, offset, whether channels lie last"""
+    batch: HostBatch
+    """with numbers of parts in the places of tensors"""
+
+    def pin_memory(self) -> "_Packed":
+        """What the loader's pinning thread calls."""
+        return replace(self, bytes=self.bytes.pin_memory())
+
+
+def _pack(batch: HostBatch) -> _Packed:
+    tensors: list[Tensor] = []
+
+    def put(value):
+        if isinstance(value, tuple):
+            return tuple(put(item) for item in value)
+        tensors.append(value)
+        return len(tensors) - 1
+
+    numbered = batch._replace(
+        **{f: put(getattr(batch, f)) for f in ("crops", "twins", "masks", "hidden", "label", "position")}
+    )
+    parts, offset = [], 0
+    for tensor in tensors:
+        last = tensor.ndim == 4
+        shape = tuple(tensor.permute(0, 2, 3, 1).shape if last else tensor.shape)
+        parts.append((tensor.dtype, shape, offset, last))
+        offset += -(-tensor.nbytes // 8) * 8  # int64 must lie on a multiple of 8
+    packed = _Packed(torch.empty(offset, dtype=torch.uint8), parts, numbered)
+    for number, tensor in enumerate(tensors):
+        _part(packed, number).copy_(tensor)
+    return packed
+
+
+def _part(packed: _Packed, number: int) -> Tensor:
+    dtype, shape, offset, last = packed.parts[number]
+    size = int(np.prod(shape)) * dtype.itemsize
+    tensor = packed.bytes[offset : offset + size].view(dtype).view(shape)
+    return tensor.permute(0, 3, 1, 2) if last else tensor
+
+
+def _unpack(packed: _Packed) -> HostBatch:
+    def get(value):
+        return tuple(get(item) for item in value) if isinstance(value, tuple) else _part(packed, value)
+
+    names = ("crops", "twins", "masks", "hidden", "label", "position")
+    return packed.batch._replace(**{f: get(getattr(packed.batch, f)) for f in names})
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _sound(item: "_Packed | Exception") -> _Packed:
+    if isinstance(item, Exception):
+        raise item
+    return item
+
+
+def _start_worker(_: int) -> None:
+    """Leave signals to the parent, which saves and then ends its workers; and die with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # schedulers signal the whole group
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: even if the parent is killed

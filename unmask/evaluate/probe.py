@@ -1,0 +1,130 @@
+"""The common linear probe: multinomial logistic regression on standardized frozen features.
+
+One form for every method, so that models can be compared; the methods' own published forms need
+thousands of epochs of augmented crops and answer another question. It is deterministic and takes
+seconds for ten thousand images.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from ..randomness import key
+from .metrics import Array
+
+FEWEST = 20
+"""held-out images without which a comparison of strengths would be noise"""
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """The protocol: the strength of the penalty is the one thing chosen, on training images alone.
+
+    The penalty is relaxed for as long as the likelihood of a held-out tenth of the *training* images
+    gains, then all training images are fitted. The best strength differs a thousandfold between features
+    (measured on 10,000 CIFAR-10 images: 0.001 for pixels, 1 for random convolutions), so that a fixed
+    one would favor some model. On both, the likelihood chose what the test images liked best, and it
+    is steadier than accuracy where a tenth is few.
+    """
+
+    strengths: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    """C, the inverse of the penalty, in rising order; with under 20 held-out images the middle one"""
+    iterations: int = 300
+    """at most, of L-BFGS; late ones move no prediction that counts"""
+    seed: int = 0
+    """names the held-out tenth"""
+
+    def fit(self, features: Float[Array, "S D"], labels: Int[Array, "S"]) -> "FittedLinear":
+        """Choose the penalty, fit on all images, and fold the standardization into one affine map.
+
+        Args:
+            features: of the training images, any scale.
+            labels: class of each, at least two different.
+        Returns:
+            a classifier with `logits` and `predict`.
+        Raises:
+            ValueError: fewer than two classes.
+        """
+        x, y = np.asarray(features, dtype=np.float32), np.asarray(labels)
+        if len(np.unique(y)) < 2:
+            raise ValueError(
+                f"linear probe: all {len(y)} training images have class {y[0] if len(y) else '(none)'}; "
+                "give two classes"
+            )
+        scaler = StandardScaler().fit(x)
+        x = np.asarray(scaler.transform(x))
+        model = self._fit(x, y, self._choose(x, y, _held_out(y, self.seed)))
+        weight, bias = model.coef_ / scaler.scale_, model.intercept_
+        bias = bias - weight @ scaler.mean_
+        if len(model.classes_) == 2:  # scikit-learn keeps the second class alone, against 0
+            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+        arrays = (weight.astype(np.float32), bias.astype(np.float32), model.classes_)
+        return FittedLinear(*map(torch.from_numpy, arrays), strength=float(model.C))
+
+    def _choose(self, x: np.ndarray, y: np.ndarray, held: Bool[np.ndarray, "S"]) -> float:
+        if held.sum() < FEWEST:
+            return self.strengths[len(self.strengths) // 2]
+        best, strength, model = math.inf, self.strengths[0], None
+        for c in self.strengths:
+            model = self._fit(x[~held], y[~held], c, tol=1e-3, start=model)  # loose: only a comparison
+            chance = model.predict_proba(x[held]).astype(np.float64)
+            loss = log_loss(y[held], chance / chance.sum(1, keepdims=True), labels=model.classes_)
+            if loss >= best:
+                break  # it falls, then rises; weaker penalties are also the slow ones
+            best, strength = loss, c
+        return strength
+
+    def _fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        c: float,
+        *,
+        tol: float = 1e-4,
+        start: LogisticRegression | None = None,
+    ) -> LogisticRegression:
+        model = start or LogisticRegression(max_iter=self.iterations, tol=tol, warm_start=True)
+        model.C = c
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # stopping at `iterations` is meant
+            return model.fit(x, y)
+
+
+@dataclass(frozen=True)
+class FittedLinear:
+    """An affine map from raw features to one logit a class."""
+
+    weight: Float[Tensor, "C D"]
+    bias: Float[Tensor, "C"]
+    classes: Int[Tensor, "C"]
+    """the label that each logit stands for"""
+    strength: float
+    """the C that was chosen"""
+
+    def logits(self, features: Float[Array, "S D"]) -> Float[Tensor, "S C"]:
+        """Return unnormalized log-probabilities, one column for each of `classes`."""
+        return torch.as_tensor(features).to(self.weight) @ self.weight.T + self.bias
+
+    def predict(self, features: Float[Array, "S D"]) -> Int[Tensor, "S"]:
+        """Return the likeliest class of each image."""
+        return self.classes[self.logits(features).argmax(1)]
+
+
+def _held_out(labels: np.ndarray, seed: int) -> Bool[np.ndarray, "S"]:
+    """A tenth of each class, rounded down: no class loses its last image."""
+    order = key(seed, "probe").permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    ranked = labels[order]
+    rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)  # place within its class
+    held = np.zeros(len(labels), dtype=bool)
+    held[order] = rank % 10 == 9
+    return held

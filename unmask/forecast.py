@@ -1,0 +1,209 @@
+"""What a run will do and cost: its arithmetic in words, and a few of its own steps, measured and not kept."""
+
+import copy
+import itertools
+import math
+import re
+import time
+from typing import Literal, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import parallel
+from .budget import activation_bytes, synthetic_batch
+from .config import RunConfig
+from .data.decode import decode
+from .data.sources import BadImage, Source
+from .data.stream import Stream
+from .methods.base import Method, Progress
+from .optim import build_optimizer
+from .parallel import World
+from .randomness import shuffled_index
+from .train import to_device, total_steps, update
+from .views import expand, skipped_operations
+
+LOOK = 500
+"""images that a dry run tries to decode"""
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def describe(config: RunConfig, source: Source, method: Method, world: World) -> list[str]:
+    """The first lines of a run: the arithmetic of what will happen."""
+    assert config.device_batch is not None
+    steps, accumulate = total_steps(config, len(source)), config.batch // (config.device_batch * world.size)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    backbone = sum(p.numel() for p in method.backbone().parameters())
+    optim = config.optim
+    rate = f"{optim.base_lr:g}"
+    if optim.base_batch is not None:
+        rate += f" x {config.batch} / {optim.base_batch} = {optim.lr(config.batch):.3g}"
+    data, length = config.data, steps * config.batch / len(source)
+    lines = [
+        f"{config.recipe}: {trained / 1e6:.1f} M trained parameters, {backbone / 1e6:.1f} M in the backbone",
+        f"{len(source):,} images of {data.train}, mean {_short(data.mean)}, std {_short(data.std)}",
+        f"batch {config.device_batch} x {world.size} devices x {accumulate} micro-batches = {config.batch}, lr {rate}",
+        f"{steps:,} steps, {length:.4g} epochs on {world.device} in {config.precision}, to {config.out}",
+    ]
+    if config.data.channels != 3:
+        levels = "each file's own extremes" if config.data.range is None else f"{config.data.range}"
+        lines.append(f"{config.data.channels} channels; values other than 8-bit are scaled by {levels}")
+    skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
+    if skipped:
+        lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
+    if config.data.holdout:
+        lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")
+    return lines
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{v:.3f}" for v in values) + ")"
+
+
+class Cost(NamedTuple):
+    """What a dry run tells."""
+
+    steps: int
+    seconds_per_step: float
+    hours: float
+    disk_gb: float
+    """of the checkpoints that are kept, and the one being written"""
+    memory_gb: float
+    """weights, gradients, optimizer and activations, on each device"""
+    looked: int
+    """images that were tried"""
+    bad: list[str]
+    """those of them that cannot be read, with the reason"""
+
+    def lines(self) -> list[str]:
+        bad = f"{len(self.bad)} of {self.looked} images looked at cannot be read"
+        return [
+            f"{self.steps:,} steps of {self.seconds_per_step:.3g} s: {self.hours:.3g} hours",
+            f"about {self.memory_gb:.2g} GB of memory a device, {self.disk_gb:.2g} GB of disk for checkpoints",
+            bad + (f", first {self.bad[0]}" if self.bad else ""),
+        ]
+
+
+def cost_of(config: RunConfig, source: Source, method: Method, world: World) -> Cost:
+    """Measure a few steps and look at some images."""
+    seconds = measure(config, source, method, world)
+    steps = total_steps(config, len(source))
+    precision = "bf16" if config.precision == "bf16" else "fp32"
+
+    def context() -> torch.autocast:
+        return parallel.autocast(world.device, precision)
+
+    probe = synthetic_batch(config.method, config.data, 2, world.device)
+    assert config.device_batch is not None
+    activations = activation_bytes(method, probe, context) * config.device_batch
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in method.parameters()) - trained
+    state = 12 * trained + 4 * frozen  # weights and Adam's two averages, in fp32
+    bad = []
+    looked = min(LOOK, len(source))
+    for i in range(looked):
+        try:
+            record = source[shuffled_index(i, len(source), config.seed, 0)]
+            decode(record, channels=config.data.channels, value_range=config.data.range)
+        except BadImage as error:
+            bad.append(str(error))
+    return Cost(
+        steps=steps,
+        seconds_per_step=seconds,
+        hours=steps * seconds / 3600,
+        disk_gb=state * (config.keep + 1) / 1e9,
+        memory_gb=(state + 4 * trained + activations) / 1e9,
+        looked=looked,
+        bad=bad,
+    )
+
+
+def read_budget(budget: str) -> tuple[float, Literal["seconds", "images", "gflop"]]:
+    """Read `30s`, `20m`, `2h`, `500000 images` or `1e6 gflop`.
+
+    Raises:
+        ValueError: the budget is none of these, or not positive.
+    """
+    found = re.fullmatch(r"\s*([0-9.eE+]+)\s*(s|m|h|images?|gflops?)\s*", budget)
+    try:
+        amount = float(found.group(1)) if found else math.nan
+    except ValueError:
+        amount = math.nan
+    if found is None or not 0 < amount < math.inf:
+        raise ValueError(f"--budget {budget!r}: give a time (20m, 2h), '500000 images' or '1e6 gflop'")
+    unit = found.group(2)
+    if unit in _SECONDS:
+        return amount * _SECONDS[unit], "seconds"
+    return amount, "images" if unit.startswith("image") else "gflop"
+
+
+def steps_for(budget: str, config: RunConfig, source: Source, method: Method, world: World) -> int:
+    """Turn a budget into optimizer steps; what measuring takes is part of a time.
+
+    Args:
+        budget: `30s`, `20m`, `2h` (measured now), `500000 images`, `1e6 gflop` (forward and backward).
+    Raises:
+        ValueError: the budget is none of these, or shorter than one step.
+    """
+    amount, unit = read_budget(budget)
+    if unit == "images":
+        steps = amount / config.batch
+    elif unit == "gflop":
+        steps = amount * 1e9 / (flops_per_image(config, method, world) * config.batch)
+    else:
+        begin = time.monotonic()
+        step = measure(config, source, method, world, min(8.0, amount / 10))
+        steps = (amount - (time.monotonic() - begin)) / step
+    if steps < 1:
+        raise ValueError(
+            f"--budget {budget!r} is less than one step of {config.batch} images; give more, or a smaller --batch"
+        )
+    return world.least(int(steps))
+
+
+def measure(config: RunConfig, source: Source, method: Method, world: World, seconds: float = 8.0) -> float:
+    """Seconds of an optimizer step, data included, as the median of those made in `seconds`.
+
+    The method's weights move: build it anew afterwards.
+    """
+    assert config.device_batch is not None
+    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    stream = Stream(
+        source,
+        views=config.method.views,
+        masks=config.method.masks,
+        grids=config.method.grids(),
+        seed=config.seed,
+        batch=config.batch,
+        device_batch=config.device_batch,
+        rank=world.rank,
+        world=world.size,
+        steps=1000,
+        workers=config.workers,
+        channels=config.data.channels,
+        value_range=config.data.range,
+    )
+    alone = World(0, 1, world.device)  # no exchange: every rank measures itself
+    times: list[float] = []
+    begin = before = time.perf_counter()
+    for step, hosts in enumerate(itertools.islice(iter(stream), 1000)):
+        batches = [to_device(host, config, world.device) for host in hosts]
+        update(method, optimizer, batches, Progress(step, 1000, 1.0), config, alone)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        now = time.perf_counter()
+        times.append(now - before)
+        before = now
+        if now - begin > seconds and len(times) > 3:
+            break
+    mine = torch.tensor(sorted(times[2:])[len(times[2:]) // 2])
+    return float(world.total(mine)) / world.size
+
+
+def flops_per_image(config: RunConfig, method: Method, world: World) -> float:
+    """Floating-point operations of forward and backward for one image, counted by torch."""
+    batch = synthetic_batch(config.method, config.data, 2, world.device)
+    counted = copy.deepcopy(method)
+    with FlopCounterMode(display=False) as counter:
+        counted(batch, Progress(0, 1, 1.0)).loss.backward()
+    return counter.get_total_flops() / 2

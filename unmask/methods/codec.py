@@ -1,0 +1,313 @@
+"""The two networks of a discrete VAE: images to logits over codes, and codes back to images.
+
+Two published designs at any width. DALL-E's (Ramesh et al. 2021; the released `dall_e` package): groups
+of residual blocks, max pooling on the way down, nearest upsampling on the way up, a 1x1 convolution on
+each side of the codes. BEiT's `DiscreteVAE` (after DALLE-pytorch): strided and transposed convolutions
+and an explicit codebook. A codec that is frozen is a tokenizer: see `unmask/tokenizers.py`.
+
+    x        an image in [0, 1], mapped                  codec.map(image)           [B C H W]
+    l(x)     logits of each cell over the K codes        codec.logits(x)            [B N K]
+    y, z     a relaxed sample, or ids                    relax(l, tau), argmax      [B N K], [B N]
+    mu, ln b what the decoder says of the mapped pixels  codec.paint(y, grid)       [B 2C H W]
+
+Differs from the original: the products with the codes are matrix products over [B N K], and ids are
+looked up, never made one-hot; fewer pools give smaller strides, placed first in the encoder and last
+in the decoder.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..positions import grid_of
+from .pixels import logit_laplace, map_pixels, unmap_pixels
+
+LEAST_LOG_SCALE = -7.0
+"""floor of ln b: without one, flat image regions drive the likelihood to infinity (not in the paper)"""
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The architecture of a discrete VAE. Defaults: OpenAI's released DALL-E encoder and decoder."""
+
+    kind: Literal["dalle", "beit"] = "dalle"
+    """dalle: residual groups with pools; beit: strided convolutions and a codebook (BEiT's DiscreteVAE)"""
+    vocab: int = 8192
+    """codes, K"""
+    stride: int = 8
+    """pixels of a cell's side: 1, 2, 4, 8, ..."""
+    channels: int = 3
+    """image channels"""
+    width: int = 256
+    """features of the first group (dalle: doubled by each next one) or of every layer (beit)"""
+    groups: int = 4
+    """dalle: groups of residual blocks; more than log2(stride)"""
+    blocks: int = 2
+    """dalle: residual blocks of a group"""
+    code_width: int = 128
+    """features of a code as the decoder sees it; BEiT's DiscreteVAE 512"""
+    likelihood: Literal["laplace", "mse", "smooth_l1"] = "laplace"
+    """what the decoder's output means; beit has no scales, hence no laplace"""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.stride & (self.stride - 1):
+            raise ValueError(f"codec stride {self.stride} is no power of two; use 1, 2, 4 or 8")
+        if self.kind == "dalle" and self.pools >= self.groups:
+            raise ValueError(f"stride {self.stride} pools {self.pools} times; give at least {self.pools + 1} groups")
+        if self.kind == "dalle" and self.width % 4:
+            raise ValueError(f"codec width {self.width} is no multiple of 4, which its blocks divide it by")
+        if self.kind == "beit" and self.likelihood == "laplace":
+            raise ValueError("a beit codec predicts no scales; use likelihood mse or smooth_l1")
+        if self.kind == "beit" and self.stride == 1:
+            raise ValueError("a beit codec halves the image at each layer; use stride 2, 4 or 8")
+
+    @property
+    def pools(self) -> int:
+        """How often the image is halved, log2(stride)."""
+        return self.stride.bit_length() - 1
+
+
+class Codec(nn.Module):
+    """Encoder and decoder; frozen, they are a tokenizer."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        self.config = config
+        self.vocab, self.stride, self.channels = config.vocab, config.stride, config.channels
+
+    def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Bring an image in [0, 1] to the range that the encoder reads and the decoder predicts."""
+        raise TypeError(f"{type(self).__name__} has no pixel map")
+
+    def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        """Score every code at every cell, in raster order, from a mapped image."""
+        raise TypeError(f"{type(self).__name__} has no encoder")
+
+    def paint(
+        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
+    ) -> Float[Tensor, "B _ H W"]:
+        """Decode relaxed codes or ids to what the likelihood reads (dalle: means, then log scales)."""
+        raise TypeError(f"{type(self).__name__} has no decoder")
+
+    def mean(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
+        """The mapped image that a decoder's output stands for."""
+        return painted
+
+    def pixels(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
+        """The image in [0, 1] that a decoder's output stands for."""
+        raise TypeError(f"{type(self).__name__} has no pixel map")
+
+    def error(self, painted: Float[Tensor, "B _ H W"], x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Negative log-likelihood of each mapped pixel and channel, in nats (mse, smooth_l1: no density)."""
+        painted, c = painted.float(), self.channels
+        if self.config.likelihood == "laplace":
+            return logit_laplace(x, painted[:, :c], painted[:, c:].clamp(min=LEAST_LOG_SCALE))
+        if self.config.likelihood == "mse":
+            return (self.mean(painted) - x).square()
+        return F.smooth_l1_loss(self.mean(painted), x, reduction="none")
+
+    def grid(self, image: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+        """Cells in a column and in a row of an image."""
+        if image.shape[1] != self.channels:
+            raise ValueError(f"image has {image.shape[1]} channels, the tokenizer wants {self.channels}")
+        return grid_of((image.shape[2], image.shape[3]), (self.stride, self.stride))
+
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks: units to compile and shard."""
+        return [part for part in self.modules() if isinstance(part, (GainBlock, PlainBlock))]
+
+    @torch.no_grad()
+    def encode(self, image: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        """Turn images in [0, 1] into ids, one a cell in raster order: the argmax, in fp32."""
+        self.grid(image)
+        with torch.autocast(image.device.type, enabled=False):
+            return self.logits(self.map(image.float())).argmax(-1)
+
+    @torch.no_grad()
+    def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+        """Turn ids of a (gh, gw) grid into images in [0, 1]."""
+        with torch.autocast(ids.device.type, enabled=False):
+            return self.pixels(self.paint(ids, grid))
+
+
+def build_codec(config: CodecConfig) -> Codec:
+    """Make a codec with fresh weights."""
+    return DalleCodec(config) if config.kind == "dalle" else BeitCodec(config)
+
+
+# --- DALL-E ------------------------------------------------------------------------------------------
+
+
+class DalleCodec(Codec):
+    """OpenAI's encoder and decoder."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__(config)
+        self.encoder = DalleEncoder(config)
+        self.decoder = DalleDecoder(config)
+
+    def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return map_pixels(image)
+
+    def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        return self.encoder(x)
+
+    def paint(
+        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
+    ) -> Float[Tensor, "B _ H W"]:
+        return self.decoder(codes, grid)
+
+    def mean(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
+        return painted[:, : self.channels].sigmoid()
+
+    def pixels(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
+        return unmap_pixels(self.mean(painted))  # ln b plays no part
+
+
+class DalleEncoder(nn.Module):
+    """7x7 convolution, residual groups with max pooling, 1x1 convolution to logits."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        gain = (config.groups * config.blocks) ** -2
+        widths = [config.width * 2**g for g in range(config.groups)]
+        self.input = Conv(config.channels, widths[0], 7)
+        self.groups = nn.ModuleList()
+        for g, (n_in, n_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
+            pool = [nn.MaxPool2d(2)] if g < config.pools else []
+            self.groups.append(group(n_in, n_out, config.blocks, (3, 3, 3, 1), gain, pool))
+        self.output = Conv(widths[-1], config.vocab, 1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        x = self.input(x.contiguous(memory_format=torch.channels_last))
+        for part in self.groups:
+            x = part(x)
+        return product(F.relu(x), self.output)
+
+
+class DalleDecoder(nn.Module):
+    """1x1 convolution from the codes, residual groups with nearest upsampling, 1x1 to means and scales."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        gain = (config.groups * config.blocks) ** -2
+        widths = [config.width * 2**g for g in reversed(range(config.groups))]
+        self.input = Conv(config.vocab, config.code_width, 1)
+        self.groups = nn.ModuleList()
+        for g, (n_in, n_out) in enumerate(zip([config.code_width, *widths], widths, strict=False)):
+            up = config.groups - 1 - config.pools <= g < config.groups - 1  # mirrors the encoder's pools
+            scale = [nn.Upsample(scale_factor=2, mode="nearest")] if up else []
+            self.groups.append(group(n_in, n_out, config.blocks, (1, 3, 3, 3), gain, scale))
+        self.output = Conv(widths[-1], 2 * config.channels, 1)
+
+    def forward(
+        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
+    ) -> Float[Tensor, "B _ H W"]:
+        table, bias = self.input.weight.flatten(1), self.input.bias  # [D K]
+        assert bias is not None
+        with torch.autocast(codes.device.type, enabled=False):
+            x = F.linear(codes, table, bias) if codes.is_floating_point() else F.embedding(codes, table.t()) + bias
+        x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # [B D gh gw]
+        for part in self.groups:
+            x = part(x)
+        return self.output(F.relu(x))
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps the size; weights from normal(0, 1 / sqrt(in k^2)), zero biases."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int):
+        super().__init__(n_in, n_out, kernel, padding=(kernel - 1) // 2)
+        nn.init.normal_(self.weight, std=1 / math.sqrt(n_in * kernel**2))
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+
+class GainBlock(nn.Module):
+    """skip(x) + gain * four convolutions, a ReLU before each, a quarter as wide inside."""
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], gain: float):
+        super().__init__()
+        inner, self.gain = n_out // 4, gain
+        self.skip = Conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        sizes = zip((n_in, inner, inner, inner), (inner, inner, inner, n_out), kernels, strict=True)
+        self.convs = nn.ModuleList(Conv(*size) for size in sizes)
+
+    def forward(self, x: Float[Tensor, "B n h w"]) -> Float[Tensor, "B m h w"]:
+        y = x
+        for conv in self.convs:
+            y = conv(F.relu(y))
+        return self.skip(x) + self.gain * y
+
+
+def group(
+    n_in: int, n_out: int, blocks: int, kernels: tuple[int, ...], gain: float, last: Sequence[nn.Module]
+) -> nn.Sequential:
+    """Residual blocks, the first of which changes the width, and what changes the resolution."""
+    return nn.Sequential(*(GainBlock(n_in if b == 0 else n_out, n_out, kernels, gain) for b in range(blocks)), *last)
+
+
+def product(x: Float[Tensor, "B D gh gw"], conv: nn.Conv2d) -> Float[Tensor, "B N K"]:
+    """Apply a 1x1 convolution as a matrix product over cells, in fp32 as the original's last layer."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float().permute(0, 2, 3, 1).flatten(1, 2), conv.weight.flatten(1), conv.bias)
+
+
+# --- BEiT's DiscreteVAE ------------------------------------------------------------------------------
+
+
+class BeitCodec(Codec):
+    """BEiT's `DiscreteVAE`; parameters keep its names."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__(config)
+        d = config.width
+        down, up = [], []
+        for i in range(config.pools):
+            n_in, n_code = (config.channels, config.code_width) if i == 0 else (d, d)
+            down += [nn.Sequential(nn.Conv2d(n_in, d, 4, stride=2, padding=1), nn.ReLU()), PlainBlock(d)]
+            up += [
+                nn.Sequential(nn.ConvTranspose2d(n_code, d, 4, stride=2, padding=1), nn.ReLU()),
+                PlainBlock(d),
+            ]
+        self.encoder = nn.Sequential(*down, nn.Conv2d(d, config.vocab, 1))
+        self.decoder = nn.Sequential(*up, nn.Conv2d(d, config.channels, 1))
+        self.codebook = nn.Embedding(config.vocab, config.code_width)
+
+    def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return (image - 0.5) / 0.5
+
+    def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        last = self.encoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        for layer in self.encoder[:-1]:
+            x = layer(x)
+        return product(x, last)
+
+    def paint(
+        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
+    ) -> Float[Tensor, "B _ H W"]:
+        with torch.autocast(codes.device.type, enabled=False):
+            x = codes @ self.codebook.weight if codes.is_floating_point() else self.codebook(codes)  # [B N D]
+        return self.decoder(x.unflatten(1, grid).permute(0, 3, 1, 2))
+
+    def pixels(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
+        return (painted.float() * 0.5 + 0.5).clamp(0, 1)
+
+
+class PlainBlock(nn.Module):
+    """x + three convolutions with ReLUs between them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        three = [nn.Conv2d(width, width, 3, padding=1) for _ in range(2)]
+        self.net = nn.Sequential(three[0], nn.ReLU(), three[1], nn.ReLU(), nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        return x + self.net(x)

@@ -1,0 +1,123 @@
+"""How a run went: loss, learning rate and accuracy, from its metrics.jsonl."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from .grid import FAINT, INK, PALETTE, new_figure, save, tidy
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read a run's log; a last line cut short by a kill is left out.
+
+    Args:
+        path: a run directory or its metrics.jsonl.
+    Raises:
+        FileNotFoundError: no log there.
+        ValueError: a line other than the last is not JSON.
+    """
+    file = Path(path)
+    file = file / "metrics.jsonl" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such log; curves are drawn from a run directory with a metrics.jsonl")
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{file}, line {number}: not JSON ({error}); delete that line") from None
+    return found
+
+
+def smooth(
+    values: Float[np.ndarray, "n"], places: Float[np.ndarray, "n"], width: float = 0.1
+) -> Float[np.ndarray, "n"]:
+    """Average over a window that grows with the place: places within a factor 1 +- width.
+
+    Early losses fall within a few steps and late ones within thousands, so a window of fixed length is
+    wrong at one end. Equal to a fixed window on a logarithmic axis.
+    """
+    low = np.searchsorted(places, places * (1 - width), side="left")
+    high = np.searchsorted(places, places * (1 + width), side="right")
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[high] - total[low]) / (high - low)
+
+
+def draw(
+    metrics: str | Path | Sequence[dict[str, Any]],
+    path: str | Path,
+    *,
+    title: str = "",
+    more: Sequence[str] = (),
+) -> Path:
+    """Save the curves of one run, each on its own panel below the other.
+
+    Args:
+        metrics: a run directory, its metrics.jsonl, or the lines of it.
+        path: of the picture.
+        title: one line on top.
+        more: other logged numbers to draw, each in a panel of its own.
+    Returns:
+        the path.
+    Raises:
+        ValueError: nothing of it has been logged yet.
+    """
+    lines = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
+    evals = sorted({name for line in lines for name in line if name.startswith("eval/")})
+    panels: list[tuple[str, list[str]]] = [("loss", ["loss"]), ("accuracy", evals), ("learning rate", ["lr"])]
+    panels += [(name, [name]) for name in more]
+    axis = "images" if any("images" in line for line in lines) else "step"
+    series = {name: _series(lines, name, axis) for _, names in panels for name in names}
+    panels = [(label, [name for name in names if len(series[name][0])]) for label, names in panels]
+    panels = [(label, names) for label, names in panels if names]
+    if not panels:
+        raise ValueError("no curve to draw: the log has no loss, lr or eval/ yet; train some steps first")
+    heights = [2.2 if label in ("loss", "accuracy") else 1.2 for label, _ in panels]
+    figure = new_figure(6.4, sum(heights) + 0.5 + (0.3 if title else 0))
+    figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.06)
+    if title:
+        figure.suptitle(title, x=0.015, ha="left", fontsize=10, color=INK)
+    stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (label, names) in zip(stack, panels, strict=True):
+        tidy(axes, ylabel=label)
+        for name, color in zip(names, PALETTE * len(names), strict=False):
+            _line(axes, name, color, *series[name])
+    stack[-1].set_xlabel("images seen" if axis == "images" else "optimizer steps", fontsize=8, color=INK)
+    stack[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    stack[-1].set_xlim(left=0)
+    figure.align_ylabels(list(stack))
+    return save(figure, path)
+
+
+def _series(lines: Sequence[dict[str, Any]], name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(line[axis], line[name]) for line in lines if line.get(name) is not None and axis in line]
+    places, values = np.array(sorted(points), dtype=np.float64).reshape(-1, 2).T
+    return places, values
+
+
+def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndarray) -> None:
+    if name.startswith("eval/"):
+        label = name.removeprefix("eval/").replace("/", ", ").replace("knn", "k-NN")
+        axes.plot(places, values, color=color, linewidth=1.4, marker="o", markersize=3, label=label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK, loc="best", handlelength=1.4)
+    elif name == "loss":
+        axes.plot(places, values, color=FAINT, linewidth=0.5, alpha=0.5)
+        axes.plot(places, smooth(values, places), color=color, linewidth=1.6)
+        settled = values[len(values) // 50 :]  # the first steps of a run would flatten all that follows
+        low, high = settled.min(), settled.max()
+        axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+    else:
+        axes.plot(places, values, color=color, linewidth=1.4)
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes.yaxis.get_offset_text().set_fontsize(7)
+        axes.yaxis.set_major_locator(MaxNLocator(3))

@@ -1,0 +1,348 @@
+"""The loop, once, for every method.
+
+`train` opens the run, finds the newest checkpoint and goes on from there; `update` is one optimizer
+step. All randomness is a pure function of (seed, position) for data, views and masks and of (seed,
+step, rank) for noise inside the network, and all schedules of the step. Hence the state of a run is
+(weights, optimizer, step), and going on is exact.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import checkpoint, parallel
+from .budget import fit_device_batch
+from .config import RunConfig, parse_interval
+from .console import Console
+from .data.sources import Source
+from .data.stream import HostBatch, Stream
+from .meter import Meter
+from .methods.base import Batch, Method, Progress
+from .optim import build_optimizer, clip_gradients, set_schedules
+from .parallel import World
+from .randomness import fold
+from .run import Run
+from .signals import Stopped, StopSignals
+from .views import color, expand
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+FirstBatch = Callable[[Run, Batch, HostBatch], None]
+
+
+class Step(NamedTuple):
+    """What one optimizer step reports; tensors stay on the device."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    metrics: dict[str, Tensor]
+
+
+def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
+    """Build the method with its first weights and settle what `auto` leaves open."""
+    torch.manual_seed(fold(config.seed, "init"))
+    method: Method = config.method.build().to(world.device)
+    precision = parallel.hardware_precision(world.device) if config.precision == "auto" else config.precision
+    config = dataclasses.replace(config, precision=precision)
+    if config.workers < 0:  # a CPU that trains has no more to spare; a GPU wants to be fed
+        cores = os.cpu_count() or 1
+        most = 2 if world.device.type == "cpu" else 16
+        config = dataclasses.replace(config, workers=min(most, max(1, cores // world.size)))
+    if config.device_batch is None:
+        fits = fit_device_batch(
+            method,
+            config.method,
+            config.data,
+            config.batch,
+            world,
+            lambda: parallel.autocast(world.device, precision),
+        )
+        config = dataclasses.replace(config, device_batch=fits)
+    assert config.device_batch is not None
+    if config.batch % (config.device_batch * world.size):
+        raise ValueError(
+            f"batch {config.batch} is not a multiple of device batch {config.device_batch} x {world.size} processes; "
+            f"give a --batch that is, or leave --device-batch out"
+        )
+    return config, method
+
+
+def total_steps(config: RunConfig, images: int) -> int:
+    """Optimizer steps of the run: given, or epochs x images / batch."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, round(config.epochs * images / config.batch))
+
+
+def train(
+    config: RunConfig,
+    source: Source,
+    world: World,
+    prepared: Method,
+    *,
+    evaluate: Evaluate | None = None,
+    first_batch: FirstBatch | None = None,
+    notes: Sequence[str] = (),
+) -> Run:
+    """Train, or go on training, until the last step.
+
+    Args:
+        config: resolved by `prepare`.
+        source: the training images.
+        prepared: the method that `prepare` built.
+        evaluate: called on the backbone at every `eval_every` and at the end, on rank 0.
+        first_batch: called once with the first batch of a fresh run, on rank 0.
+        notes: lines to say before the first step.
+    Returns:
+        the run, with a checkpoint of the last step.
+    Raises:
+        meter.Diverged: the loss or gradient is not finite; nothing of it is saved.
+        Stopped: a signal asked to stop; the state is saved.
+        checkpoint.SaveFailed: the disk refused a checkpoint; the last one is intact.
+    """
+    run = Run.open(config, world)
+    try:
+        return _train(run, config, source, world, prepared, evaluate, first_batch, notes)
+    except Stopped:
+        raise
+    except Exception:
+        if world.size > 1:
+            run.report_failure(world.rank, traceback.format_exc())
+        raise
+    finally:
+        run.release()
+
+
+def _train(
+    run: Run,
+    config: RunConfig,
+    source: Source,
+    world: World,
+    prepared: Method,
+    evaluate: Evaluate | None,
+    first_batch: FirstBatch | None,
+    notes: Sequence[str],
+) -> Run:
+    console = Console(world.first, run.path / "log.txt")
+    for line in notes:
+        console.say(line)
+    engine = parallel.wrap(prepared, world, config.parallel)
+    method = parallel.unwrap(engine)
+    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    steps = total_steps(config, len(source))
+    start = run.latest() or 0
+    if start:
+        checkpoint.load(run.path, start, method, optimizer)
+        console.say(f"continuing {run.path} at step {start} of {steps}")
+    if world.first:
+        run.rewind(start)
+    if start >= steps:
+        console.say(f"{run.path} is finished: {steps} steps are done; train longer with --from {run.path}")
+        return run
+    if compiles(config, world):
+        for block in method.blocks():
+            block.compile()
+
+    assert config.device_batch is not None and config.precision != "auto"
+    stream = Stream(
+        source,
+        views=config.method.views,
+        masks=config.method.masks,
+        grids=config.method.grids(),
+        seed=config.seed,
+        batch=config.batch,
+        device_batch=config.device_batch,
+        rank=world.rank,
+        world=world.size,
+        start=start,
+        steps=steps,
+        workers=config.workers,
+        channels=config.data.channels,
+        value_range=config.data.range,
+        pin=world.device.type == "cuda",
+    )
+    save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
+    meter = Meter(world, config.batch)
+    bad = run.bad_images() if start else {}
+    steps_per_epoch = len(source) / config.batch
+    (evaluates,) = world.agree(evaluate is not None)  # all ranks come to an evaluation that rank 0 makes
+
+    def save(step: int) -> None:
+        meter.check_finite(run)
+        checkpoint.save(run.path, step, method, optimizer, world, config.keep)
+
+    engine.train()
+    with (
+        StopSignals() as signals,
+        contextlib.closing(iter(stream)) as batches_of,
+        console.bar(config.recipe, steps, start) as bar,
+    ):
+        for step in range(start, steps):
+            at = Progress(step, steps, steps_per_epoch)
+            with meter.waiting():
+                hosts = next(batches_of)
+            batches = [to_device(host, config, world.device) for host in hosts]
+            share_hidden(batches, world)
+            if step == 0 and first_batch is not None and world.first:
+                first_batch(run, batches[0], hosts[0])
+            with meter.stepping():
+                result = update(engine, optimizer, batches, at, config, world)
+            meter.add(step, *result)
+
+            done = step + 1
+            skipped = {key: why for host in hosts for key, why in host.bad if key not in bad}
+            stop, save_now, eval_now, any_skipped = world.agree(
+                bool(signals.asked), save_due(done), eval_due(done), bool(skipped)
+            )
+            if any_skipped:
+                collect_bad(bad, skipped, run, config, len(source), world)
+            if done % config.log_every == 0 or done == steps:
+                line = meter.report(run, optimizer, done, steps_per_epoch)
+                bar.at(done, f"loss {line['loss']:.4f}  {line['img/s']:.0f} img/s")
+            if evaluates and (eval_now or (done == steps and config.eval_every)):
+                scores = evaluate_backbone(method, evaluate, world)
+                if world.first:
+                    run.log(step=done, epoch=done / steps_per_epoch, **scores)
+                    console.say(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+                engine.train()
+                eval_due.restart()
+                meter.restart()
+            if save_now or stop or done == steps:
+                save(done)
+                save_due.restart()
+                meter.restart()
+            if stop and done < steps:
+                raise Stopped(
+                    f"stopped by {signals.asked or 'a signal'} at step {done} of {steps}, saved to {run.path}; "
+                    f"the same command continues it"
+                )
+    console.say(f"done: {steps} steps, loss {meter.last_loss:.4f}, saved to {run.path}")
+    return run
+
+
+def update(
+    engine: nn.Module,
+    optimizer: Optimizer,
+    batches: list[Batch],
+    at: Progress,
+    config: RunConfig,
+    world: World,
+) -> Step:
+    """One optimizer step over the micro-batches of this rank."""
+    method, optim = parallel.unwrap(engine), config.optim
+    set_schedules(optimizer, optim.lr_schedule(config.batch)(at), optim.weight_decay_schedule()(at))
+    torch.manual_seed(fold(config.seed, "device", at.step, world.rank))  # drop path, Gumbel noise
+    precision = "bf16" if config.precision == "bf16" else "fp32"
+    losses: list[Tensor] = []
+    metrics: dict[str, list[Tensor]] = {}
+    sums: dict[str, Tensor] = {}
+    for i, batch in enumerate(batches):
+        with parallel.sync(engine, last=i == len(batches) - 1):
+            with parallel.autocast(world.device, precision):
+                out = engine(batch, at)
+            (out.loss / len(batches)).backward()
+        losses.append(out.loss.detach())
+        for name, value in out.metrics.items():
+            metrics.setdefault(name, []).append(value)
+        for name, value in out.sums.items():
+            sums[name] = sums[name] + value if name in sums else value
+    grad_norm = clip_gradients(method.parameters(), optim)
+    method.before_step(at)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    method.after_step(at, parallel.reduce(sums, world))
+    return Step(torch.stack(losses).mean(), grad_norm, {k: torch.stack(v).mean() for k, v in metrics.items()})
+
+
+def to_device(host: HostBatch, config: RunConfig, device: torch.device) -> Batch:
+    """Copy a micro-batch, as uint8, and render its colors on the device."""
+
+    def there(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    mean, std, channels = config.data.mean, config.data.std, config.data.channels
+    twinned = [p for v, p in zip(expand(config.method.views), host.plans, strict=True) if v.twin is not None]
+    plain = (0.0,) * channels, (1.0,) * channels  # a tokenizer's input stays in [0, 1]
+    return Batch(
+        views=tuple(color(there(c), p, mean, std) for c, p in zip(host.crops, host.plans, strict=True)),
+        twins=tuple(color(there(t), p, *plain) for t, p in zip(host.twins, twinned, strict=True)),
+        masks=tuple(map(there, host.masks)),
+        hidden=tuple(map(there, host.hidden)),
+        label=there(host.label),
+        position=there(host.position),
+    )
+
+
+def share_hidden(batches: list[Batch], world: World) -> None:
+    """Give each micro-batch its share of the step's hidden patches, in place of the list's items.
+
+    A loss averaged over hidden patches, times this, then averaged over micro-batches and ranks, is
+    the mean over all hidden patches of the global batch.
+    """
+    if not batches[0].hidden:
+        return
+    device = batches[0].position.device if batches[0].position is not None else None
+    counts = torch.tensor([[h.numel() for h in b.hidden] for b in batches], dtype=torch.float32)
+    total = world.total(counts.sum(0))
+    shares = counts * len(batches) * world.size / total.clamp(min=1)
+    for i, batch in enumerate(batches):
+        batches[i] = batch._replace(shares=tuple(shares[i].to(device, non_blocking=True)))
+
+
+def collect_bad(
+    bad: dict[str, str], skipped: dict[str, str], run: Run, config: RunConfig, images: int, world: World
+) -> None:
+    """Add what any rank skipped to the run's list; stop, on all ranks, when it is more than the limit."""
+    for each in world.gather(skipped):
+        bad.update(each)
+    if world.first:
+        run.report_bad(bad)
+    if len(bad) > config.data.bad_limit * images:
+        key, why = next(reversed(bad.items()))
+        raise ValueError(
+            f"{len(bad)} of {images} images cannot be read, over the limit of {config.data.bad_limit:.1%}; "
+            f"the last is {key}: {why}. They are listed in {run.path / 'bad-files.txt'}; "
+            f"remove them, or allow more with --data.bad-limit"
+        )
+
+
+def evaluate_backbone(method: Method, evaluate: Evaluate | None, world: World) -> dict[str, float]:
+    """Evaluate on rank 0 while the others wait; sharded weights are gathered first."""
+    backbone = method.backbone()
+    if parallel.is_sharded(backbone):
+        backbone = parallel.full_copy(backbone, type(backbone)(backbone.config).to(world.device))
+    scores = evaluate(backbone) if world.first and evaluate is not None else {}
+    world.wait()
+    return scores
+
+
+def compiles(config: RunConfig, world: World) -> bool:
+    """Compile when asked; by default on a GPU alone: on a CPU it costs a minute and gains a few percent."""
+    return config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
+
+
+class Due:
+    """Whether an interval of steps, or of time since the last `restart`, has passed."""
+
+    def __init__(self, interval: str | None, start: int):
+        self.unit, self.length = parse_interval(interval) if interval else ("steps", math.inf)
+        self.start = start
+        self.restart()
+
+    def restart(self) -> None:
+        """What was due has been done, on every rank."""
+        self.since = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        if self.unit == "steps":
+            return step > self.start and step % self.length == 0
+        return time.monotonic() - self.since >= self.length

@@ -1,0 +1,294 @@
+"""Views: how an image becomes the crops that a method sees.
+
+`plan` draws every parameter and touches no pixel; `crop` cuts, resizes and flips on the CPU, in uint8;
+`color` jitters, blurs, solarizes and normalizes a batch on its device, from the plans. So any view of
+any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
+
+Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint8 bicubic (Pillow's
+algorithm, within one gray level); the photometric operations are in `photometry.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from .photometry import LARGEST_RADIUS, OPERATIONS, photometry
+from .positions import pair
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Random brightness, contrast, saturation and hue, in random order (torchvision's ColorJitter)."""
+
+    brightness: float = 0.4
+    """factor drawn from 1 - b ... 1 + b"""
+    contrast: float = 0.4
+    """factor about the mean gray level, 1 - c ... 1 + c"""
+    saturation: float = 0.4
+    """factor about the pixel's gray level, 1 - s ... 1 + s; iBOT 0.2"""
+    hue: float = 0.0
+    """turn of the color circle, -h ... h, h <= 0.5; iBOT 0.1"""
+    p: float = 1.0
+    """probability; BEiT 1, iBOT 0.8"""
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Pillow's GaussianBlur with a random radius."""
+
+    p: float = 0.5
+    """probability; iBOT: first global crop 1, second 0.1, local 0.5"""
+    radius: tuple[float, float] = (0.1, 2.0)
+    """standard deviation in pixels, uniform; at most 7"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius[0] <= self.radius[1] <= LARGEST_RADIUS:
+            raise ValueError(f"blur radius {self.radius}: give 0 < smallest <= largest <= {LARGEST_RADIUS:g}")
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of random crop."""
+
+    size: int | tuple[int, int] = 224
+    """side, or (height, width), in pixels"""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """part of the image's area that is cropped; MAE (0.2, 1), BEiT (0.08, 1)"""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """width / height of the cropped box, log-uniform"""
+    flip: float = 0.5
+    """probability of a mirror image"""
+    jitter: Jitter | None = None
+    """color jitter"""
+    gray: float = 0.0
+    """probability of gray; iBOT 0.2"""
+    blur: Blur | None = None
+    """Gaussian blur"""
+    solarize: float = 0.0
+    """probability of inverting levels from 128 up; iBOT's second global crop 0.2"""
+    twin: int | None = None
+    """side of a second rendering of the same crop by Lanczos, for a tokenizer; BEiT 112"""
+    count: int = 1
+    """how many crops of this kind; iBOT's local crops: 10"""
+    jitter_before_crop: bool = False
+    """contrast about the whole image's mean gray level, as when jitter comes first (BEiT)"""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """how the crop is resized, antialiased"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the crop."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class Plan(NamedTuple):
+    """Every random choice about one crop of one image."""
+
+    box: tuple[int, int, int, int]
+    """top, left, height, width in the image"""
+    shape: tuple[int, int]
+    flip: bool
+    interpolation: str
+    twin: int | None
+    order: tuple[int, ...] = ()
+    """jitter operations in their order: 0 brightness, 1 contrast, 2 saturation, 3 hue"""
+    factors: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
+    gray: bool = False
+    radius: float = 0.0
+    """of the blur; 0: none"""
+    solarize: bool = False
+    gray_mean: float = -1.0
+    """mean gray level for contrast, 0...255; -1: the crop's own"""
+
+
+class PlanBatch(NamedTuple):
+    """The photometric part of the plans of a batch, as NumPy arrays.
+
+    `rows[k]` are the samples that operation `steps[k]` (an index into OPERATIONS) applies to, in the
+    order of execution: counted here, on the CPU, so that the device is never asked to wait.
+    """
+
+    factors: Float32[np.ndarray, "B 6"]
+    """brightness, contrast, saturation, hue, blur radius, mean gray level"""
+    steps: tuple[int, ...]
+    rows: tuple[Int64[np.ndarray, "_"], ...]
+
+
+def expand(views: tuple[View, ...]) -> tuple[View, ...]:
+    """Repeat each view `count` times: one entry for each crop of an image."""
+    return tuple(view for view in views for _ in range(view.count))
+
+
+def plan(view: View, size: tuple[int, int], rng: np.random.Generator) -> Plan:
+    """Draw every parameter of one crop; touch no pixel.
+
+    Source: torchvision's RandomResizedCrop.get_params, ColorJitter.get_params; iBOT's `main_ibot.py`.
+    Differs from the original: the draws come from NumPy's Philox, the distributions are the same.
+
+    Args:
+        view: the policy.
+        size: (H, W) of the image.
+        rng: the generator of this view of this sample.
+    """
+    box = random_box(size, view.scale, view.ratio, rng)
+    drawn = Plan(box, view.shape, bool(rng.random() < view.flip), view.interpolation, view.twin)
+    if view.jitter and rng.random() < view.jitter.p:
+        spans = (view.jitter.brightness, view.jitter.contrast, view.jitter.saturation)
+        factors = [float(rng.uniform(max(0.0, 1 - span), 1 + span)) for span in spans]
+        factors.append(float(rng.uniform(-view.jitter.hue, view.jitter.hue)))
+        active = (*spans, view.jitter.hue)
+        order = tuple(int(k) for k in rng.permutation(4) if active[k] > 0)
+        drawn = drawn._replace(order=order, factors=tuple(factors))
+    if view.gray:
+        drawn = drawn._replace(gray=bool(rng.random() < view.gray))
+    if view.blur and rng.random() < view.blur.p:
+        drawn = drawn._replace(radius=float(rng.uniform(*view.blur.radius)))
+    if view.solarize:
+        drawn = drawn._replace(solarize=bool(rng.random() < view.solarize))
+    return drawn
+
+
+def random_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw torchvision's RandomResizedCrop box: ten tries, then the central box of nearest ratio.
+
+    Returns:
+        top, left, height, width in pixels, inside the image.
+    """
+    height, width = size
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = min(height, max(1, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        w = min(width, max(1, round(height * ratio[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C h w"]:
+    """Cut the plan's box, resize it and mirror it, in uint8."""
+    top, left, height, width = plan.box
+    resized = resize(image[:, top : top + height, left : left + width], plan.shape, plan.interpolation)
+    return resized.flip(-1) if plan.flip else resized
+
+
+def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
+    """Render the same box and mirroring again at the twin's size, by Pillow's Lanczos (BEiT)."""
+    if plan.twin is None:
+        raise ValueError("this view has no twin; give it a size: View(twin=112)")
+    top, left, height, width = plan.box
+    region = image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
+    # Pillow resizes RGB at once, other numbers of channels band by band
+    bands = [region] if region.shape[2] == 3 else list(np.moveaxis(region, 2, 0))
+    size = (plan.twin, plan.twin)
+    images = [Image.fromarray(np.ascontiguousarray(band)).resize(size, Image.Resampling.LANCZOS) for band in bands]
+    pixels = np.dstack([np.array(image) for image in images])
+    drawn = torch.from_numpy(pixels).permute(2, 0, 1)
+    return drawn.flip(-1) if plan.flip else drawn
+
+
+def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[Tensor, "C h w"]:
+    """Cut the evaluation crop: no randomness.
+
+    The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Below 96
+    pixels nothing is trimmed: the short side goes to `size` itself, as small images are framed tight.
+
+    Args:
+        image: any size.
+        size: side of the result, or (height, width), in pixels.
+    """
+    h, w = pair(size)
+    margin = 256 / 224 if min(h, w) >= 96 else 1.0
+    height, width = image.shape[1:]
+    least_h, least_w = round(margin * h), round(margin * w)
+    if height * least_w <= width * least_h:  # the height limits; torchvision truncates the other side
+        shape = (least_h, max(least_w, int(least_h * width / height)))
+    else:
+        shape = (max(least_h, int(least_w * height / width)), least_w)
+    image = resize(image, shape, "bicubic")
+    top, left = round((shape[0] - h) / 2), round((shape[1] - w) / 2)
+    return image[:, top : top + h, left : left + w]
+
+
+def resize(image: UInt8[Tensor, "C H W"], shape: tuple[int, int], interpolation: str) -> UInt8[Tensor, "C h w"]:
+    """Resize with antialiasing, as Pillow does; channels last in memory, which is ATen's fast path."""
+    if tuple(image.shape[1:]) == tuple(shape):
+        return image
+    batch = image[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(batch, size=tuple(shape), mode=interpolation, align_corners=False, antialias=True)[0]
+
+
+def gray_mean(image: UInt8[Tensor, "C H W"]) -> float:
+    """The image's mean gray level, 0...255: ITU-R 601 luma of RGB, else the mean of all channels."""
+    means = image.sum((1, 2), dtype=torch.int64).double() / (image.shape[1] * image.shape[2])
+    weights = (0.299, 0.587, 0.114) if len(means) == 3 else (1 / len(means),) * len(means)
+    return float(means @ torch.tensor(weights, dtype=torch.float64))
+
+
+def stack(plans: list[Plan]) -> PlanBatch:
+    """Gather the photometric parameters of a batch, and who needs which operation when."""
+    factors = np.array([(*p.factors, p.radius, p.gray_mean) for p in plans], np.float32)
+    turns = [(k, [p.order[turn : turn + 1] == (k,) for p in plans]) for turn in range(4) for k in range(4)]
+    turns.append((OPERATIONS.index("gray"), [p.gray for p in plans]))
+    turns.append((OPERATIONS.index("blur"), [p.radius > 0 for p in plans]))
+    turns.append((OPERATIONS.index("solarize"), [p.solarize for p in plans]))
+    chosen = [(operation, np.flatnonzero(who)) for operation, who in turns if any(who)]
+    return PlanBatch(factors, tuple(operation for operation, _ in chosen), tuple(rows for _, rows in chosen))
+
+
+def color(
+    images: UInt8[Tensor, "B C h w"], plans: PlanBatch, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "B C h w"]:
+    """Render the plans' photometric operations on the device of `images`, then normalize.
+
+    Args:
+        images: crops, on any device.
+        plans: of the same samples, from `stack`.
+        mean: of images in [0, 1], one value a channel.
+        std: likewise.
+    Returns:
+        (x / 255 - mean) / std, fp32, contiguous.
+    """
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    if plans.steps:
+        pixels = photometry(pixels, plans.factors, plans.steps, plans.rows)
+    scale, shift = _statistics(tuple(mean), tuple(std), images.device)
+    return torch.addcmul(shift, pixels, scale)
+
+
+_KEPT: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and summand of normalization; kept on the device, as making them there would wait for it."""
+    place = (mean, std, device)
+    if place not in _KEPT:
+        scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
+        _KEPT[place] = (
+            scale,
+            torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1),
+        )
+    return _KEPT[place]
+
+
+def skipped_operations(view: View, channels: int) -> list[str]:
+    """Name the operations of a view that need RGB and are left out for other numbers of channels."""
+    if channels == 3:
+        return []
+    jitter = view.jitter or Jitter(saturation=0.0, hue=0.0)
+    asked = {"saturation": jitter.saturation, "hue": jitter.hue, "gray": view.gray}
+    return [name for name, amount in asked.items() if amount > 0]
