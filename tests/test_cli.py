@@ -71,8 +71,20 @@ def test_every_verb_helps(verb, option, capsys):
 def test_the_help_of_a_recipe_has_the_verbs_options_and_every_field(capsys):
     assert main(["pretrain", "mae-nano", "--help"]) == 0
     said = capsys.readouterr().out
-    for option in ("--out", "--budget", "--from", "--dry-run", "--eval-every", "--method.vit.width", "--optim.base-lr",
-                   "--method.views.0.size", "--method.masks.0.ratio", "--data.bad-limit", "RECIPE", "DATA"):  # fmt: skip
+    for option in (
+        "--out",
+        "--budget",
+        "--from",
+        "--dry-run",
+        "--eval-every",
+        "--method.vit.width",
+        "--optim.base-lr",
+        "--method.views.0.size",
+        "--method.masks.0.ratio",
+        "--data.bad-limit",
+        "RECIPE",
+        "DATA",
+    ):
         assert option in said, option
 
 
@@ -149,8 +161,26 @@ def test_the_console_script_speaks_json_on_its_last_line_and_to_people_on_standa
 
 def test_evaluate_compares_models_on_the_same_images(run, photos, tmp_path):
     file = tmp_path / "new" / "results.json"
-    said = unmask("evaluate", run, "pixels", "untrained:mae-nano", "knn", "linear", "--train", photos, "--test", photos,
-                  "--k", "3,5", "--out", file, "--device", "cpu", "--workers", "0")  # fmt: skip
+    said = unmask(
+        "evaluate",
+        run,
+        "pixels",
+        "untrained:mae-nano",
+        "knn",
+        "linear",
+        "--train",
+        photos,
+        "--test",
+        photos,
+        "--k",
+        "3,5",
+        "--out",
+        file,
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    )
     assert said.code == 0
     rows = said.json["results"]
     assert all(row.keys() == RESULT for row in rows)

@@ -80,6 +80,8 @@ class OptimConfig:
     """where the cosine ends"""
     warmup_epochs: float = 40.0
     """epochs of linear warm-up"""
+    warmup_fraction: float | None = None
+    """warm-up as a part of the run instead, so that it fits any length; self-sizing recipes 0.05"""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
     """epoch: MAE's fractional epochs; step: the DINO/iBOT/BEiT table; constant: neither warm-up nor decay"""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -107,7 +109,7 @@ class OptimConfig:
         if self.schedule == "constant":
             return Constant(self.lr(batch))
         kind = WarmupCosine if self.schedule == "epoch" else StepCosine
-        return kind(self.lr(batch), self.warmup_epochs, self.min_lr)
+        return kind(self.lr(batch), self.warmup_epochs, self.min_lr, warmup_fraction=self.warmup_fraction)
 
     def weight_decay_schedule(self) -> Schedule:
         if self.weight_decay_end is None:

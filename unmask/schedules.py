@@ -44,11 +44,14 @@ class WarmupCosine:
     peak: float
     warmup_epochs: float
     final: float = 0.0
+    warmup_fraction: float | None = None
+    """warm-up as a part of the run, whatever its length, instead of `warmup_epochs`"""
 
     def __call__(self, at: Progress) -> float:
-        if at.epoch < self.warmup_epochs:
-            return self.peak * at.epoch / self.warmup_epochs
-        done = (at.epoch - self.warmup_epochs) / max(at.epochs - self.warmup_epochs, 1e-12)
+        warmup = self.warmup_epochs if self.warmup_fraction is None else self.warmup_fraction * at.epochs
+        if at.epoch < warmup:
+            return self.peak * at.epoch / warmup
+        done = (at.epoch - warmup) / max(at.epochs - warmup, 1e-12)
         return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
@@ -65,9 +68,12 @@ class StepCosine:
     warmup_epochs: float = 0.0
     final: float = 0.0
     start: float = 0.0
+    warmup_fraction: float | None = None
+    """warm-up as a part of the run, whatever its length, instead of `warmup_epochs`"""
 
     def __call__(self, at: Progress) -> float:
-        warmup = int(self.warmup_epochs * at.steps_per_epoch)
+        part = self.warmup_fraction
+        warmup = int(self.warmup_epochs * at.steps_per_epoch if part is None else part * at.steps)
         if at.step < warmup:
             return self.start + (self.peak - self.start) * at.step / max(warmup - 1, 1)
         done = min((at.step - warmup) / max(at.steps - warmup, 1), 1.0)

@@ -85,13 +85,14 @@ class ViTConfig:
 
 SIZES: dict[str, dict[str, Any]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
+    "micro": {"width": 192, "depth": 6, "heads": 3},
     "tiny": {"width": 192, "depth": 12, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},
     "base": {"width": 768, "depth": 12, "heads": 12},
     "large": {"width": 1024, "depth": 24, "heads": 16},
     "huge": {"width": 1280, "depth": 32, "heads": 16},
 }
-"""Width, depth and heads of the sizes the papers name (nano is ours)."""
+"""Width, depth and heads of the sizes the papers name (nano and micro are ours)."""
 
 
 class Tokens(NamedTuple):

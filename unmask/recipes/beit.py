@@ -49,13 +49,13 @@ def beit(facts: Facts) -> RunConfig:
     """
     size, patch = fitting_size(facts.side)
     model, epochs = fitting_model(facts), fitting_epochs(facts)
-    small = model in ("nano", "tiny")
+    small = model in ("nano", "micro")
     codec, _ = fitting_codec(facts)
     return RunConfig(
         recipe="beit",
         method=_beit(size, patch, model, codec, drop_path=0.0 if small else 0.1),
         data=measured(facts),
-        optim=_optim(1.5e-3, 0.1 * epochs),
+        optim=dataclasses.replace(_optim(1.5e-3, 0.0), warmup_fraction=0.1),
         batch=256 if small else 1024,
         epochs=epochs,
     )
@@ -72,7 +72,7 @@ def beit_nano(facts: Facts) -> RunConfig:
         recipe="beit-nano",
         method=_beit(32, 4, "nano", _nano_codec(facts), drop_path=0.0),
         data=measured(facts),
-        optim=_optim(2e-3, 0.2),
+        optim=dataclasses.replace(_optim(2e-3, 0.0), warmup_fraction=0.1),
         batch=64,
         epochs=None,
         steps=200,

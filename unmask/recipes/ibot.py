@@ -127,7 +127,7 @@ def _self_distilled(name: str, facts: Facts, masked: bool) -> RunConfig:
     """Sizes for small budgets: prototypes, head and momentum follow the model and the number of steps."""
     size, patch = fitting_size(facts.side)
     model = fitting_model(facts)
-    small = model in ("nano", "tiny")
+    small = model in ("nano", "micro")
     batch, epochs = 128 if small else 1024, fitting_epochs(facts)
     steps = epochs * facts.images / batch
     method = IBOTConfig(
@@ -144,7 +144,7 @@ def _self_distilled(name: str, facts: Facts, masked: bool) -> RunConfig:
         warmup_temperature_epochs=min(30, max(1, round(0.3 * epochs))),
         freeze_last_layer=min(1.0, 0.05 * epochs),
     )
-    optim = _optim(1e-3 if small else 5e-4, warmup_epochs=min(10.0, 0.1 * epochs))
+    optim = dataclasses.replace(_optim(1e-3 if small else 5e-4), warmup_fraction=0.1)
     return _run(name, method, measured(facts), optim, batch=batch, epochs=epochs)
 
 
@@ -161,7 +161,9 @@ def _self_distilled_nano(name: str, facts: Facts, masked: bool) -> RunConfig:
         warmup_temperature_epochs=1,
         freeze_last_layer=0.0,
     )
-    config = _run(name, method, measured(facts), _optim(2e-3, warmup_epochs=0.2), batch=64, epochs=1.0)
+    config = _run(
+        name, method, measured(facts), dataclasses.replace(_optim(2e-3), warmup_fraction=0.1), batch=64, epochs=1.0
+    )
     return dataclasses.replace(config, epochs=None, steps=150)
 
 
@@ -171,12 +173,12 @@ def _run(
     return RunConfig(recipe=name, method=method, data=data, optim=optim, batch=batch, epochs=epochs)
 
 
-def _optim(base_lr: float = 5e-4, warmup_epochs: float = 10.0) -> OptimConfig:
+def _optim(base_lr: float = 5e-4) -> OptimConfig:
     """AdamW (0.9, 0.999), 5e-4 per 256 images, weight decay .04 to .4, each tensor clipped at 3."""
     return OptimConfig(
         base_lr=base_lr,
         min_lr=1e-6,
-        warmup_epochs=warmup_epochs,
+        warmup_epochs=10.0,
         schedule="step",
         betas=(0.9, 0.999),
         weight_decay=0.04,

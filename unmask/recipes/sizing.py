@@ -30,16 +30,16 @@ def fitting_size(side: int) -> tuple[int, int]:
     return size, min(size // 8, 16)
 
 
-def fitting_model(facts: Facts) -> Literal["nano", "tiny", "small", "base"]:
-    """What trains in reasonable time: on a CPU nano or tiny; on a GPU by the number of images."""
+def fitting_model(facts: Facts) -> Literal["nano", "micro", "tiny", "small", "base"]:
+    """What trains in reasonable time: on a CPU nano or micro; on a GPU by the number of images."""
     if not facts.gpu:
-        return "nano" if facts.side < 64 else "tiny"
+        return "nano" if facts.side < 64 else "micro"
     return "base" if facts.images >= 300_000 else "small" if facts.images >= 20_000 else "tiny"
 
 
 def fitting_epochs(facts: Facts) -> float:
-    """Epochs that show a CPU 400 thousand images and a GPU 100 million, between 10 and 1600."""
-    return float(min(max(round((100e6 if facts.gpu else 4e5) / facts.images), 10), 1600))
+    """Epochs that show a CPU half a million images and a GPU 100 million, between 10 and 1600."""
+    return float(min(max(round((100e6 if facts.gpu else 5e5) / facts.images), 10), 1600))
 
 
 def measured(facts: Facts) -> DataConfig:
