@@ -42,7 +42,7 @@ parity: $(READY)  ## golden vectors of the official code, and other libraries wi
 	$(PYTEST) -q -k "golden or parity" tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m unmask.testing goldens tests/golden
 
-bench: $(READY)  ## every script in benchmarks/
+bench: $(READY)  ## every script in benchmarks/, where there are some
 	@for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 docs: $(READY)  ## build the documentation into site/

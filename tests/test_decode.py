@@ -109,10 +109,22 @@ def test_sixteen_bit_color_keeps_its_sixteen_bits():
         assert len(np.unique(pixels(data))) > 200
 
 
-def png16(values: np.ndarray) -> bytes:
-    """Write 16-bit RGB PNG, which Pillow cannot."""
+def test_alpha_does_not_count_among_the_extremes_of_a_file():
+    color = (np.arange(600 * 3).reshape(20, 30, 3) + 1000).astype(np.uint16)
+    opaque = np.dstack([color, np.full((20, 30), 65535, np.uint16)])
+    for data in (png16(opaque, kind=6), tiff(opaque, photometric="rgb", extrasamples=["unassalpha"])):
+        assert np.array_equal(pixels(data), pixels(png16(color)))
+
+
+def test_damaged_exif_leaves_the_pixels_as_they_are():
+    data = saved(Image.fromarray(SMOOTH), "JPEG", exif=b"Exif\0\0GARBAGE!")
+    assert pixels(data).shape == SMOOTH.shape
+
+
+def png16(values: np.ndarray, kind: int = 2) -> bytes:
+    """Write 16-bit RGB (kind 2) or RGBA (6) PNG, which Pillow cannot."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     packed = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)

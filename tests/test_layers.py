@@ -12,9 +12,9 @@ LAYERS = {
     2: "data",
     3: "methods tokenizers layer_decay",
     4: "run checkpoint parallel optim budget console meter signals",
-    5: "train",
+    5: "train step",
     6: "evaluate show analyze",
-    7: "cli arguments verbs recipes pretrain demo models pictures forecast compare",
+    7: "cli arguments verbs recipes pretrain options stages demo models pictures forecast compare",
     8: "testing __init__ __main__",  # the public names and the conformance suite see everything
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

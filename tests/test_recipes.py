@@ -65,8 +65,8 @@ def test_published_recipes_keep_the_papers_mean_and_self_sizing_ones_take_the_me
     facts = Facts(mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1))
     for recipe in RECIPES:
         data = recipe(facts).data
-        assert (data.mean == facts.mean) == ("in1k" not in name_of(recipe))
-        assert (data.std == facts.std) == ("in1k" not in name_of(recipe))
+        assert (data.mean == facts.mean) == ("-vit-" not in name_of(recipe))
+        assert (data.std == facts.std) == ("-vit-" not in name_of(recipe))
 
 
 @pytest.mark.parametrize("side", [1, 28, 32, 48, 64, 96, 200, 224, 500, 4000])

@@ -15,7 +15,7 @@ from PIL import Image
 from unmask.data import BadImage, Record, Source, decode, holdout_split, measure_mean_std, open_source
 from unmask.data.demo import CUT, GAP, PHOTOGRAPHS, Demo, part_of, photograph
 from unmask.data.folder import Folder
-from unmask.data.record import Names
+from unmask.data.record import Names, readable
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +104,22 @@ def test_any_file_name_can_be_read_and_printed(tmp_path):
     source = open_source(str(tmp_path))
     assert {source[i].key for i in range(3)} == {"with space.png", "uml\u00e4ut.png", "bad\\xff.png"}
     assert all(source[i].data.startswith(b"\x89PNG") for i in range(3))
+
+
+def test_a_name_of_several_lines_is_listed_on_one():
+    assert readable(b"a\nb\t\x1b[0m\xc3\xa9.png") == "a\\nb\\t\\x1b[0m\u00e9.png"
+
+
+def test_a_tar_member_of_negative_size_is_damage_and_no_endless_loop(tmp_path):
+    path = write_tar(tmp_path / "s.tar", {"a.png": bytes(512), "b.png": bytes(512)})
+    data = bytearray(path.read_bytes())
+    head = bytearray(data[1024:1536])  # the second header
+    head[124:136], head[148:156] = b"\xff" + (-1024).to_bytes(11, "big", signed=True), b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    data[1024:1536] = head
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        open_source(str(path))
 
 
 def test_a_file_that_vanishes_is_a_bad_image(tmp_path):

@@ -1,6 +1,5 @@
 """How much a step costs before the first one is made: images that fit a device, seconds, gigabytes."""
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -83,15 +82,3 @@ def fit_device_batch(
         room = min(room, CPU_WORKING_SET)
     fits = largest_divisor(share, max(room, 0) / (1.3 * per_image))
     return world.least(fits)  # ranks must agree; the lesser of two divisors is one, too
-
-
-def seconds_per_call(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Median time of a call after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return sorted(times[1:])[repeats // 2]

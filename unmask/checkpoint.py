@@ -64,6 +64,7 @@ def save(run: Path, step: int, method: nn.Module, optimizer: Optimizer, world: W
             if final.exists():  # without its state.json: no checkpoint
                 remove(run, step)
             os.rename(temporary, final)
+            _flush_folder(folder)
             write_atomically(folder / "latest", f"{step}\n")
             for old in steps(run)[:-keep] if keep > 0 else []:
                 remove(run, old)
@@ -149,6 +150,17 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -84,10 +84,13 @@ def _one_line(error: Exception) -> str:
         return (
             "out of memory; give a smaller --device-batch (the result stays the same), e.g. half of the one shown above"
         )
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError):
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cure = "make room" if room else "check the path and its permissions"
-        return f"{error.filename}: {error.strerror}; {cure}, or choose another place"
+        if error.filename is not None:
+            cure = "make room" if room else "check the path and its permissions"
+            return f"{os.fsdecode(error.filename)}: {error.strerror}; {cure}, or choose another place"
+        if room:  # of a file that was open already: Python does not say which
+            return f"{error.strerror}; make room and run the same command again, checkpoints are intact"
     expected = isinstance(error, (ValueError, OSError, RuntimeError)) or type(error).__name__ == "Stopped"
     return text if text and expected else f"{type(error).__name__}: {text} (--debug shows where)"
 

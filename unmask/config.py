@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .schedules import Constant, Schedule, StepCosine, WarmupCosine
+from .schedules import Constant, Progress, Schedule, StepCosine, WarmupCosine
 
 
 class UsageError(ValueError):
@@ -94,8 +94,6 @@ class OptimConfig:
     """decoupled (AdamW); only for groups that decay"""
     weight_decay_end: float | None = None
     """cosine to this value (iBOT 0.4); None: constant"""
-    layer_decay: float | None = None
-    """lr of block i is multiplied by layer_decay ** (depth - i); fine-tuning only"""
     clip: float | None = None
     """largest gradient norm; None: no clipping (MAE)"""
     clip_by: Literal["global", "tensor"] = "global"
@@ -110,6 +108,11 @@ class OptimConfig:
             return Constant(self.lr(batch))
         kind = WarmupCosine if self.schedule == "epoch" else StepCosine
         return kind(self.lr(batch), self.warmup_epochs, self.min_lr, warmup_fraction=self.warmup_fraction)
+
+    def warm(self, at: Progress) -> bool:
+        """Whether the warm-up lies behind."""
+        part = self.warmup_fraction
+        return at.epoch >= (self.warmup_epochs if part is None else part * at.epochs)
 
     def weight_decay_schedule(self) -> Schedule:
         if self.weight_decay_end is None:
@@ -143,7 +146,7 @@ class RunConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: autocast over fp32 weights; auto: bf16 where the hardware multiplies it, else fp32"""
     init_from: str | None = None
-    """weights to start from (--from): a RUN, a checkpoint file, an exported folder"""
+    """weights to start from (--from): RUN or RUN@STEP"""
 
     # --- what only changes speed, or what is kept: may differ on resume ---
     device_batch: int | None = None

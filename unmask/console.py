@@ -23,7 +23,6 @@ class Console:
     def __init__(self, speaks: bool = True, log: Path | None = None):
         self.rich = RichConsole(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
         self.log = log if speaks else None
-        self._progress: Progress | None = None
 
     def say(self, line: str) -> None:
         """Print a line above the bar, and keep it."""

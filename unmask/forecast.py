@@ -20,7 +20,8 @@ from .methods.base import Method, Progress
 from .optim import build_optimizer
 from .parallel import World
 from .randomness import shuffled_index
-from .train import to_device, total_steps, update
+from .step import to_device, update
+from .train import total_steps
 from .views import expand, skipped_operations
 
 LOOK = 500
@@ -45,9 +46,8 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
         f"batch {config.device_batch} x {world.size} devices x {accumulate} micro-batches = {config.batch}, lr {rate}",
         f"{steps:,} steps, {length:.4g} epochs on {world.device} in {config.precision}, to {config.out}",
     ]
-    if config.data.channels != 3:
-        levels = "each file's own extremes" if config.data.range is None else f"{config.data.range}"
-        lines.append(f"{config.data.channels} channels; values other than 8-bit are scaled by {levels}")
+    levels = "each file's own extremes" if data.range is None else f"--range {data.range[0]:g} {data.range[1]:g}"
+    lines.append(f"{data.channels} channels; values of more than 8 bits, where there are any, are scaled by {levels}")
     skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")

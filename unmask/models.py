@@ -141,6 +141,7 @@ def parse_run(spec: str, grammar: str = _GRAMMAR) -> tuple[Run, int | None, str]
 def vit_of(method: Method, part: str = "") -> ViT:
     """The network of a method to look at: its backbone, or its student or teacher by name."""
     network = getattr(method, part, None) if part else method.backbone()
+    network = getattr(network, "vit", network)  # a student or teacher carries its head beside the ViT
     if not isinstance(network, ViT):
         raise ValueError(f"{type(method).__name__} has no {part}; leave :{part} out")
     return network

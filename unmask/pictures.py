@@ -4,33 +4,67 @@ import difflib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from .config import UsageError
 from .data.decode import decode
-from .data.sources import BadImage, Source, open_source
+from .data.sources import BadImage, Source, holdout_split, open_source
 from .data.stream import Stream
+from .masks import MaskPolicy
+from .methods.base import Method
+from .methods.beit import BEiT
+from .methods.dvae import DVAE
 from .methods.mae import MAE
-from .models import image_size, parse_run
+from .models import image_size, parse_run, vit_of
+from .positions import pair
 from .randomness import key
 from .run import Run
-from .show import augmentations, curves, reconstruction
-from .train import to_device
-from .views import center
+from .show import attention, augmentations, curves, patches, reconstruction, tokens
+from .step import to_device
+from .views import Plan, center, crop, twin
+from .vit import ViT
 
 
-def picture(model: str, what: str, data: str | None = None, out: str | Path | None = None, count: int = 8) -> Path:
+class Request(NamedTuple):
+    """What was asked for, opened."""
+
+    run: Run
+    step: int | None
+    """of the checkpoint; None: the newest"""
+    part: str
+    """student, teacher or empty: the method's own choice"""
+    data: str | None
+    """images, as for `open_source`"""
+    out: Path
+    images: int
+    """how many are drawn"""
+    size: tuple[int, int] | None
+    """(height, width) of the center crop; None: the run's own"""
+
+
+def picture(
+    model: str,
+    what: str,
+    data: str | None = None,
+    out: str | Path | None = None,
+    count: int = 8,
+    size: int | tuple[int, int] | None = None,
+) -> Path:
     """Draw one of the pictures.
 
     Args:
-        model: `RUN[@STEP]`.
-        what: reconstruction (IMAGES), augmentations (DATA; default: the run's own), curves.
+        model: `RUN[@STEP][:student|:teacher]`.
+        what: reconstruction, tokens, attention, patches (of IMAGES), augmentations (of DATA; default: the
+            run's own), curves.
         data: images, as for `open_source`.
         out: the file; None: `RUN/figures/WHAT.png`.
         count: images drawn, evenly spread over the source.
+        size: of the images, for attention, patches and a tokenizer's tokens: any that divides into
+            patches; None: the run's own.
     Returns:
         the file.
     Raises:
@@ -42,9 +76,14 @@ def picture(model: str, what: str, data: str | None = None, out: str | Path | No
         raise UsageError(f"no picture {what!r}; {hint}")
     if count < 1:
         raise UsageError(f"--count {count}: give a positive number")
-    run, step, _ = parse_run(model)
+    sides = None if size is None else pair(size)
+    if sides is not None and what not in SIZED:
+        raise UsageError(f"--size {size}: {what} is drawn at the run's own size; --size is for {', '.join(SIZED)}")
+    if sides is not None and min(sides) < 1:
+        raise UsageError(f"--size {size}: give a positive number of pixels")
+    run, step, part = parse_run(model)
     where = Path(out) if out is not None else run.figures / f"{what}.png"
-    return PICTURES[what](run, step, data, where, count)
+    return PICTURES[what](Request(run, step, part, data, where, count, sides))
 
 
 def draw_reconstruction(run: Run, step: int | None, source: Source, out: Path, count: int = 8) -> Path:
@@ -53,19 +92,88 @@ def draw_reconstruction(run: Run, step: int | None, source: Source, out: Path, c
     if not isinstance(method, MAE):
         raise ValueError(f"{run.path} is a {type(method).__name__}; only an MAE reconstructs pixels")
     data, size = run.config.data, image_size(method)
-    images, names = [], []
-    for image, name in _spread(source, count, data.channels, data.range):
-        images.append(center(image, size))
-        names.append(name)
-    if not images:
-        raise ValueError(f"{source.name}: none of its images can be read")
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
-    normalized = (torch.stack(images).float() / 255 - mean) / std
+    found, names = _read(run, source, count)
+    images = torch.stack([center(image, size) for image in found])
     (policy,), (grid,) = method.config.masks, method.config.grids()
-    drawn = [policy(grid, key(run.config.seed, "show", i)) for i in range(len(images))]
-    mask = torch.stack([torch.from_numpy(m).flatten() for m in drawn])
-    panels = reconstruction.reconstruct(method, normalized, mask, data.mean, data.std)
+    mask = _masks(run, policy, grid, len(images))
+    panels = reconstruction.reconstruct(method, _normalize(images, run), mask, data.mean, data.std)
     return reconstruction.draw(panels, out, labels=names)
+
+
+def draw_tokens(
+    run: Run,
+    step: int | None,
+    source: Source,
+    out: Path,
+    count: int = 8,
+    size: tuple[int, int] | None = None,
+) -> Path:
+    """Draw what a run's tokenizer makes of images, or which tokens its BEiT sees behind a mask.
+
+    Args:
+        run: of a dVAE or a BEiT.
+        step: of the checkpoint; None: the newest.
+        source: images, evenly spread over it.
+        out: the file.
+        count: images drawn.
+        size: (height, width), of a dVAE's images: any that divides into cells; None: the run's own.
+    """
+    method, data = run.method(step), run.config.data
+    if isinstance(method, DVAE):
+        view = method.config.views[0]
+        shape = size or pair(view.twin or view.size)
+        found, names = _read(run, source, count)
+        images = torch.stack([center(image, shape) for image in found])
+        panels = tokens.tokenize(method.tokenizer(), images.float() / 255)
+        return tokens.draw(panels, out, labels=names)
+    if not isinstance(method, BEiT):
+        raise ValueError(f"{run.path} is a {type(method).__name__}; only a dvae and a beit have tokens")
+    if size is not None:
+        raise ValueError(f"--size {size[0]}: BEiT's tokens are those of its own images; leave it out")
+    (view,), (policy,), (grid,) = method.config.views, method.config.masks, method.config.grids()
+    found, names = _read(run, source, count)
+    plans = [_central(image, view.shape, view.twin) for image in found]
+    images, twins = (torch.stack(list(map(render, found, plans))) for render in (crop, twin))
+    mask = _masks(run, policy, grid, len(images))
+    guesses = tokens.predict(method, _normalize(images, run), twins.float() / 255, mask, data.mean, data.std)
+    return tokens.draw(guesses, out, labels=names)
+
+
+def draw_attention(
+    run: Run,
+    step: int | None,
+    source: Source,
+    out: Path,
+    count: int = 8,
+    size: tuple[int, int] | None = None,
+    part: str = "",
+) -> Path:
+    """Draw where the class token of a run's backbone looks; `part` chooses student or teacher."""
+    method, data = run.method(step), run.config.data
+    vit = _vit(method, run, part)
+    shape = size or vit.config.image_hw
+    found, names = _read(run, source, count)
+    images = torch.stack([center(image, shape) for image in found])
+    maps = attention.attend(vit, _normalize(images, run), data.mean, data.std)
+    note = f"{type(method).__name__} gives [CLS] no loss of its own" if isinstance(method, (MAE, BEiT)) else ""
+    return attention.draw(maps, out, labels=names, note=note)
+
+
+def draw_patches(
+    run: Run,
+    step: int | None,
+    source: Source,
+    out: Path,
+    count: int = 8,
+    size: tuple[int, int] | None = None,
+    part: str = "",
+) -> Path:
+    """Draw what the patches of images have in common for a run's backbone; `part` as above."""
+    vit, data = _vit(run.method(step), run, part), run.config.data
+    shape = size or vit.config.image_hw
+    found, names = _read(run, source, count)
+    images = torch.stack([center(image, shape) for image in found])
+    return patches.draw(patches.compare(vit, _normalize(images, run), data.mean, data.std), out, labels=names)
 
 
 def draw_augmentations(run: Run, source: Source, out: Path, count: int = 8) -> Path:
@@ -105,23 +213,90 @@ def _spread(
             break
 
 
-def _reconstruction(run: Run, step: int | None, data: str | None, out: Path, count: int) -> Path:
-    if data is None:
-        raise ValueError("reconstruction needs IMAGES: a folder, a file or a quoted glob, tar, parquet or demo:test")
-    return draw_reconstruction(run, step, open_source(data, "none"), out, count)
+def _read(run: Run, source: Source, count: int) -> tuple[list[UInt8[Tensor, "C _ _"]], list[str]]:
+    """The images to draw, whole, and their names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    data = run.config.data
+    found = list(_spread(source, count, data.channels, data.range))
+    if not found:
+        raise ValueError(f"{source.name}: none of its images can be read")
+    return [image for image, _ in found], [name for _, name in found]
 
 
-def _augmentations(run: Run, step: int | None, data: str | None, out: Path, count: int) -> Path:
-    return draw_augmentations(run, open_source(data or run.config.data.train, "none"), out, count)
+def _normalize(images: UInt8[Tensor, "B C h w"], run: Run) -> Float[Tensor, "B C h w"]:
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (run.config.data.mean, run.config.data.std))
+    return (images.float() / 255 - mean) / std
 
 
-def _curves(run: Run, step: int | None, data: str | None, out: Path, count: int) -> Path:
-    return curves.draw(run.metrics(), out)
+def _masks(run: Run, policy: MaskPolicy, grid: tuple[int, int], count: int) -> Bool[Tensor, "B N"]:
+    """A mask an image, the same in every picture of this run."""
+    drawn = [policy(grid, key(run.config.seed, "show", i)) for i in range(count)]
+    return torch.stack([torch.from_numpy(mask).flatten() for mask in drawn])
 
 
-PICTURES: dict[str, Callable[[Run, int | None, str | None, Path, int], Path]] = {
+def _vit(method: Method, run: Run, part: str) -> ViT:
+    if isinstance(method, DVAE):
+        raise ValueError(f"{run.path} is a DVAE, which has no ViT; draw its tokens: unmask show RUN tokens IMAGES")
+    return vit_of(method, part)
+
+
+def _central(image: UInt8[Tensor, "C H W"], size: tuple[int, int], side: int | None) -> Plan:
+    """The evaluation crop as a training crop without randomness: one box, which can be rendered twice."""
+    margin = 256 / 224 if min(size) >= 96 else 1.0  # as `center`
+    height, width = image.shape[1:]
+    scale = min(height / size[0], width / size[1]) / margin
+    h, w = (max(1, min(most, round(scale * length))) for length, most in zip(size, (height, width), strict=True))
+    return Plan(((height - h) // 2, (width - w) // 2, h, w), size, False, "bicubic", side)
+
+
+def _images(asked: Request, what: str) -> Source:
+    if asked.data is None:
+        raise ValueError(f"{what} needs IMAGES: a folder, a file or a quoted glob, tar, parquet or demo:test")
+    return open_source(asked.data, "none")
+
+
+def _reconstruction(asked: Request) -> Path:
+    return draw_reconstruction(asked.run, asked.step, _images(asked, "reconstruction"), asked.out, asked.images)
+
+
+def _tokens(asked: Request) -> Path:
+    source = _images(asked, "tokens")
+    return draw_tokens(asked.run, asked.step, source, asked.out, asked.images, asked.size)
+
+
+def _attention(asked: Request) -> Path:
+    source = _images(asked, "attention")
+    return draw_attention(asked.run, asked.step, source, asked.out, asked.images, asked.size, asked.part)
+
+
+def _patches(asked: Request) -> Path:
+    source = _images(asked, "patches")
+    return draw_patches(asked.run, asked.step, source, asked.out, asked.images, asked.size, asked.part)
+
+
+def _augmentations(asked: Request) -> Path:
+    run, data = asked.run, asked.data
+    source = open_source(data or run.config.data.train, "none")
+    if data is None and run.config.data.holdout:  # the batch that the run began with
+        source, _ = holdout_split(source)
+    return draw_augmentations(run, source, asked.out, asked.images)
+
+
+def _curves(asked: Request) -> Path:
+    return curves.draw(asked.run.metrics(), asked.out)
+
+
+PICTURES: dict[str, Callable[[Request], Path]] = {
     "reconstruction": _reconstruction,
+    "tokens": _tokens,
+    "attention": _attention,
+    "patches": _patches,
     "augmentations": _augmentations,
     "curves": _curves,
 }
 """WHAT of `unmask show`"""
+SIZED = ("tokens", "attention", "patches")
+"""those that can be drawn at another size than the run's"""

@@ -1,77 +1,45 @@
 """`unmask pretrain`: from a recipe's name and a folder of images to a finished, pictured run."""
 
 import dataclasses
-import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from . import checkpoint, parallel
-from .config import RunConfig, parse_interval
+from .config import RunConfig
+from .console import Console
 from .data.sources import Source, holdout_split, open_source
 from .data.stream import HostBatch
 from .data.survey import survey
 from .evaluate import Online
-from .forecast import describe, read_budget, steps_for
+from .forecast import describe, steps_for
 from .methods.base import Batch, Method
+from .methods.dvae import DVAEConfig
 from .models import parse_run
+from .options import Options, apply, check
 from .parallel import World
 from .recipes import Facts, find, name_of
 from .run import Run, compare
 from .show import augmentations, curves
+from .stages import examine, first_stage, held_out_images, keep_tokenizer
 from .train import Evaluate, prepare, train
 from .vit import ViT
 
-
-@dataclass(frozen=True)
-class Options:
-    """What every training verb takes; None leaves the recipe's value."""
-
-    out: Path | None = None
-    """run directory; the same one again continues the run (default: runs/RECIPE-DATE-TIME)"""
-    seed: int | None = None
-    """names every random draw"""
-    epochs: float | None = None
-    """passes over the data"""
-    steps: int | None = None
-    """optimizer steps, instead of epochs"""
-    budget: str | None = None
-    """length by cost: 20m or 2h (measured once, then fixed), '500000 images', '1e6 gflop'"""
-    batch: int | None = None
-    """images an optimizer step, over all devices"""
-    device_batch: int | None = None
-    """images a forward pass on one device (default: found by measuring one)"""
-    from_: str | None = None
-    """weights to start from: a RUN (--from)"""
-    test: str | None = None
-    """labelled images for --eval-every"""
-    labels: Literal["auto", "folder", "none"] | None = None
-    """where labels come from"""
-    channels: int | None = None
-    """image channels; other than 3 reads multi-band TIFF"""
-    range: tuple[float, float] | None = None
-    """values of 16-bit or float images that become black and white (default: each file's own extremes)"""
-    save_every: str | None = None
-    """checkpoint interval: 500 (steps) or 20m"""
-    eval_every: str | None = None
-    """interval of k-NN and linear evaluation: 500 (steps) or 20m"""
-    workers: int | None = None
-    """loader processes a device"""
-    device: str | None = None
-    """auto, cpu, cuda or cuda:1"""
-    precision: Literal["auto", "bf16", "fp32"] | None = None
-    """bf16 where the hardware has it, or fp32"""
-    compile: Literal["auto", "on", "off"] | None = None
-    """torch.compile per block"""
-
-
 Configure = Callable[[RunConfig], RunConfig]
 """changes a resolved configuration: how dotted names on the command line arrive"""
+
+
+HELD = "holdout.npy"
+"""the places of the held-out images, in a run that has some"""
+PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
+"""what every method logs; the rest is a method's own health, drawn below the loss"""
 
 
 class Plan(NamedTuple):
@@ -82,6 +50,8 @@ class Plan(NamedTuple):
     """the images to train on"""
     labelled: tuple[Source, Source] | None
     """images to evaluate with while training: to learn from, to test"""
+    held: np.ndarray | None
+    """which images are held out of training; kept with the run"""
     method: Method
     world: World
     notes: list[str]
@@ -101,18 +71,45 @@ def pretrain(recipe: str, data: str, *, configure: Configure | None = None, **op
     Raises:
         ValueError, OSError, RuntimeError: one line that names the value, the place and the cure.
     """
-    with planned(recipe, data, Options(**options), configure) as plan:
+    asked = both_stages(recipe, data, Options(**options))
+    with planned(recipe, data, asked, configure) as plan:
         return carry_out(plan)
+
+
+def both_stages(recipe: str, data: str, options: Options) -> Options:
+    """Train BEiT's tokenizer, or go on with it, where the recipe needs one that is not there yet.
+
+    Returns:
+        the options of the second stage; for every other recipe, those that were given.
+    """
+    recipe = name_of(find(recipe))
+    out = options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    first = first_stage(recipe, {name: value for name, value in given.items() if value is not None}, out)
+    if first is None:
+        return options
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"{recipe} has no tokenizer, and with several processes the stages are two commands: "
+            f"torchrun ... pretrain {first['recipe']} DATA --out TOKENIZER, then --tokenizer TOKENIZER"
+        )
+    tokenizer = pretrain(first.pop("recipe"), data, **first)
+    return dataclasses.replace(options, out=out, tokenizer=str(tokenizer.path))
 
 
 @contextmanager
 def planned(recipe: str, data: str, options: Options, configure: Configure | None = None) -> Iterator[Plan]:
     """Settle a run without starting it; on leaving, the process group is left too."""
-    world = parallel.start(options.device or "auto")
+    world = parallel.start(options.device or _device_of(options.out))
     try:
         yield settle(recipe, data, options, configure or (lambda config: config), world)
     finally:
         parallel.stop(world)
+
+
+def _device_of(out: Path | None) -> str:
+    """Where a run that is continued was trained; auto for a new one."""
+    return Run(out).config.device if out is not None and (out / "config.json").exists() else "auto"
 
 
 def settle(recipe: str, data: str, options: Options, configure: Configure, world: World) -> Plan:
@@ -128,33 +125,43 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
         config, source = _fresh(recipe, data, options, configure, out, world)
         fresh = True
     check(config)
-    labelled = None
+    if len(config.data.mean) != config.data.channels or len(config.data.std) != config.data.channels:
+        raise ValueError(
+            f"{config.data.channels} channels, but mean and std of {len(config.data.mean)}; give --channels "
+            f"{config.data.channels}, so that they are measured, not --data.channels"
+        )
+    labelled, held, held_out = None, None, None
+    if config.data.holdout:  # what was held out stays so, also when --eval-every is no longer asked for
+        held = np.load(out / HELD) if (out / HELD).exists() else None
+        source, held_out = holdout_split(source, held)
+        held = held_out.index
     if config.eval_every:
-        rest, held_out = holdout_split(source) if config.data.holdout else (source, None)
         test = open_source(config.data.test, config.data.labels) if config.data.test else held_out
         if test is None:
             raise ValueError(
                 f"--eval-every needs labelled images and none of {config.data.train} are held out; "
                 f"give --test DATA, or leave --eval-every out"
             )
-        source, labelled = rest, (rest, test)
-    elif config.data.holdout:  # what was held out stays so, also when --eval-every is no longer asked for
-        source, _ = holdout_split(source)
+        labelled = (source, test)
     budget = config.budget if config.steps is None and config.epochs is None else None
     config, method = prepare(config, world)
     if budget:
         steps = steps_for(budget, config, source, method, world)
         config, method = prepare(dataclasses.replace(config, steps=steps), world)  # measuring moved the weights
     notes = []
+    if config.data.test and not config.eval_every:
+        notes.append(f"--test {config.data.test} is looked at with --eval-every only")
     if config.init_from and fresh:
+        config = dataclasses.replace(config, init_from=start_from(config.init_from, method))
         notes.append(f"weights from {config.init_from}")
-        start_from(config.init_from, method)
-    return Plan(config, source, labelled, method, world, notes + describe(config, source, method, world))
+    return Plan(config, source, labelled, held, method, world, notes + describe(config, source, method, world))
 
 
-def start_from(spec: str, method: Method) -> None:
+def start_from(spec: str, method: Method) -> str:
     """Give a method the weights of a run, all of them.
 
+    Returns:
+        RUN@STEP: which they were.
     Raises:
         ValueError, FileNotFoundError: there is no such run or checkpoint, or it is of another architecture.
     """
@@ -172,45 +179,18 @@ def start_from(spec: str, method: Method) -> None:
         raise ValueError(
             f"--from {spec}: {error}; give the recipe ({run.config.recipe}), sizes and --channels of that run"
         ) from error
-
-
-def check(config: RunConfig) -> None:
-    """Refuse numbers that cannot be meant, before the first of many seconds is spent.
-
-    Raises:
-        ValueError: names the option, its value and what it may be.
-    """
-    counts = {
-        "--epochs": config.epochs,
-        "--steps": config.steps,
-        "--batch": config.batch,
-        "--device-batch": config.device_batch,
-        "--log-every": config.log_every,
-        "--keep": config.keep,
-        "--channels": config.data.channels,
-    }
-    for name, value in counts.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} {value}: give a positive number")
-    if config.data.range is not None and not config.data.range[0] < config.data.range[1]:
-        low, high = config.data.range
-        raise ValueError(f"--range {low:g} {high:g}: give the lower value first, as in --range 0 4095")
-    if not 0 <= config.data.bad_limit <= 1:
-        raise ValueError(f"--data.bad-limit {config.data.bad_limit}: give a fraction in [0, 1]")
-    for name, interval in (("--save-every", config.save_every), ("--eval-every", config.eval_every)):
-        try:
-            parse_interval(interval or "1")
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    if config.budget:
-        read_budget(config.budget)
+    return f"{run.path}@{at}"
 
 
 def carry_out(plan: Plan) -> Run:
     """Train, evaluate on the way, and leave pictures in the run."""
     config, data, world = plan.config, plan.config.data, plan.world
     evaluate: Evaluate | None = None
-    if plan.labelled is not None and world.first:
+    is_tokenizer = isinstance(config.method, DVAEConfig)
+    if plan.labelled is not None and world.first and is_tokenizer:
+        examined = held_out_images(plan.labelled[1], config).to(world.device)
+        evaluate = partial(examine, images=examined)
+    elif plan.labelled is not None and world.first:
         online = Online(*plan.labelled, seed=config.seed)
         size = config.method.views[0].shape
 
@@ -231,11 +211,19 @@ def carry_out(plan: Plan) -> Run:
     def first_batch(run: Run, batch: Batch, host: HostBatch) -> None:
         where = run.figures / "augmentations-000000.png"
         grids = config.method.grids()
+        if plan.held is not None:
+            np.save(run.path / HELD, plan.held)
         augmentations.draw(batch.views, where, mean=data.mean, std=data.std, masks=batch.masks, grids=grids)
 
     run = train(config, plan.source, world, plan.method, evaluate=evaluate, first_batch=first_batch, notes=plan.notes)
     if world.first:
-        curves.draw(run.metrics(), run.figures / "curves.png")
+        metrics = run.metrics()
+        more = [name for name in (metrics[-1] if metrics else {}) if name not in PLAIN and "/" not in name]
+        curves.draw(metrics, run.figures / "curves.png", more=more)
+        if is_tokenizer:
+            held_out = plan.labelled[1] if plan.labelled else plan.source
+            for warning in keep_tokenizer(run, held_out):
+                Console(log=run.path / "log.txt").warn(warning)
     return run
 
 
@@ -250,7 +238,8 @@ def _fresh(
     side, mean, std = survey(source, seed=seed, channels=channels, value_range=options.range)
     facts = Facts(len(source), side, channels, mean, std, world.device.type == "cuda")
     config = make(facts)
-    holdout = bool(options.eval_every) and options.test is None and source.labels is not None
+    judged = source.labels is not None or isinstance(config.method, DVAEConfig)  # a tokenizer needs no labels
+    holdout = bool(options.eval_every) and options.test is None and judged
     where = dataclasses.replace(config.data, train=data, images=len(source), labels=labels, holdout=holdout)
     config = dataclasses.replace(config, data=where, out=str(out))
     return configure(apply(options, config)), source
@@ -260,6 +249,8 @@ def _continued(
     stored: RunConfig, recipe: str, data: str, options: Options, configure: Configure, world: World
 ) -> tuple[RunConfig, Source]:
     """An existing run decides; what is asked for now may differ only in what does not change results."""
+    if options.from_ and stored.init_from and options.from_ == stored.init_from.rpartition("@")[0]:
+        options = dataclasses.replace(options, from_=stored.init_from)  # its newest step, when the run began
     if options.precision == "auto":
         options = dataclasses.replace(options, precision=None)  # it was settled at the first start
     wanted = dataclasses.replace(configure(apply(options, stored)), recipe=recipe)
@@ -284,22 +275,3 @@ def _continued(
 def _same_place(a: str, b: str) -> bool:
     """Whether two DATA are one: `photos` and `photos/`, relative and absolute."""
     return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))
-
-
-def apply(options: Options, config: RunConfig) -> RunConfig:
-    """Put what was asked for in place of the recipe's values."""
-    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    given = {name: value for name, value in given.items() if value is not None}
-    lengths = [name for name in ("epochs", "steps", "budget") if name in given]
-    if len(lengths) > 1:
-        raise ValueError(f"--{lengths[0]} and --{lengths[1]} both say how long to train; give one")
-    data = {name: given.pop(name) for name in ("test", "labels", "channels", "range") if name in given}
-    if "from_" in given:
-        given["init_from"] = given.pop("from_")
-    given.pop("out", None)
-    if lengths == ["budget"]:
-        settled = config.steps if config.budget == given["budget"] else None
-        given |= {"epochs": None, "steps": settled}
-    elif lengths:
-        given |= {"epochs": None, "steps": None, "budget": None} | {lengths[0]: given[lengths[0]]}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data), **given)

@@ -98,15 +98,8 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All log events; a line cut short by a kill is left out."""
-        file = self.path / "metrics.jsonl"
-        events = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return events
+        """All log events; a last line cut short by a kill is left out."""
+        return read_metrics(self.path) if (self.path / "metrics.jsonl").exists() else []
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: the run continues from there."""
@@ -149,6 +142,30 @@ class Run:
         return network
 
 
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read a run's log; a last line cut short by a kill is left out.
+
+    Args:
+        path: a run directory or its metrics.jsonl.
+    Raises:
+        FileNotFoundError: no log there.
+        ValueError: a line other than the last is not JSON.
+    """
+    file = Path(path)
+    file = file / "metrics.jsonl" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such log; curves are drawn from a run directory with a metrics.jsonl")
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{file}, line {number}: not JSON ({error}); delete that line") from None
+    return found
+
+
 def compare(stored: RunConfig, wanted: RunConfig) -> list[str]:
     """The fields in which a run may not change when it is continued, with both values."""
     return [line for line in differences(stored, wanted) if line.partition(":")[0] not in SPEED_FIELDS]
@@ -188,7 +205,7 @@ def _settle(path: Path, config: RunConfig) -> None:
             longer = any(line.startswith(("steps:", "epochs:")) for line in changed)
             cure = f"train on with --from {path} and a new --out" if longer else "choose another --out"
             raise ValueError(f"{path} belongs to another configuration; differing: {'; '.join(changed)}; {cure}")
-    elif any(entry.name not in (".lock", ".config.json.tmp") for entry in path.iterdir()):
+    elif any(entry.name not in (".lock", ".config.json.tmp", "tokenizer") for entry in path.iterdir()):
         raise ValueError(f"{path} exists and is not a run; choose another --out or empty it")
     # before anything else is there: a run killed in this very moment is still a run
     checkpoint.write_atomically(file, json.dumps(to_json(config), indent=1) + "\n")
@@ -201,9 +218,15 @@ def _settle(path: Path, config: RunConfig) -> None:
 def environment() -> dict[str, Any]:
     """What a run is made on: versions, machine, processes."""
     here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = "unknown"
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=5, check=True)
+        return call.stdout.strip()
+
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")) == here.parent.resolve():  # not a repository around site-packages
+            commit = git("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     from . import __version__

@@ -1,6 +1,6 @@
 """The loop, once, for every method.
 
-`train` opens the run, finds the newest checkpoint and goes on from there; `update` is one optimizer
+`train` opens the run, finds the newest checkpoint and goes on from there; `step.update` is one optimizer
 step. All randomness is a pure function of (seed, position) for data, views and masks and of (seed,
 step, rank) for noise inside the network, and all schedules of the step. Hence the state of a run is
 (weights, optimizer, step), and going on is exact.
@@ -13,11 +13,9 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from . import checkpoint, parallel
 from .budget import fit_device_batch
@@ -27,23 +25,19 @@ from .data.sources import Source
 from .data.stream import HostBatch, Stream
 from .meter import Meter
 from .methods.base import Batch, Method, Progress
-from .optim import build_optimizer, clip_gradients, set_schedules
+from .optim import build_optimizer
 from .parallel import World
 from .randomness import fold
 from .run import Run
 from .signals import Stopped, StopSignals
-from .views import color, expand
+from .step import share_hidden, to_device, update
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 FirstBatch = Callable[[Run, Batch, HostBatch], None]
 
 
-class Step(NamedTuple):
-    """What one optimizer step reports; tensors stay on the device."""
-
-    loss: Tensor
-    grad_norm: Tensor
-    metrics: dict[str, Tensor]
+COMPILE_PAYS = 1000
+"""optimizer steps from which a minute of compilation is worth it"""
 
 
 def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
@@ -148,7 +142,7 @@ def _train(
     if start >= steps:
         console.say(f"{run.path} is finished: {steps} steps are done; train longer with --from {run.path}")
         return run
-    if compiles(config, world):
+    if compiles(config, world, steps - start):
         for block in method.blocks():
             block.compile()
 
@@ -173,6 +167,8 @@ def _train(
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
     meter = Meter(world, config.batch)
     bad = run.bad_images() if start else {}
+    lines: list[dict[str, float]] = []  # of this start, after the warm-up
+    warned = ""
     steps_per_epoch = len(source) / config.batch
     (evaluates,) = world.agree(evaluate is not None)  # all ranks come to an evaluation that rank 0 makes
 
@@ -207,8 +203,14 @@ def _train(
                 collect_bad(bad, skipped, run, config, len(source), world)
             if done % config.log_every == 0 or done == steps:
                 line = meter.report(run, optimizer, done, steps_per_epoch)
+                if config.optim.warm(at) and not warned:
+                    lines.append(line)
+                    warned = method.warning(lines) or ""
+                    if warned:
+                        console.warn(f"step {done}: {warned}")
                 bar.at(done, f"loss {line['loss']:.4f}  {line['img/s']:.0f} img/s")
             if evaluates and (eval_now or (done == steps and config.eval_every)):
+                meter.check_finite(run)
                 scores = evaluate_backbone(method, evaluate, world)
                 if world.first:
                     run.log(step=done, epoch=done / steps_per_epoch, **scores)
@@ -227,75 +229,6 @@ def _train(
                 )
     console.say(f"done: {steps} steps, loss {meter.last_loss:.4f}, saved to {run.path}")
     return run
-
-
-def update(
-    engine: nn.Module,
-    optimizer: Optimizer,
-    batches: list[Batch],
-    at: Progress,
-    config: RunConfig,
-    world: World,
-) -> Step:
-    """One optimizer step over the micro-batches of this rank."""
-    method, optim = parallel.unwrap(engine), config.optim
-    set_schedules(optimizer, optim.lr_schedule(config.batch)(at), optim.weight_decay_schedule()(at))
-    torch.manual_seed(fold(config.seed, "device", at.step, world.rank))  # drop path, Gumbel noise
-    precision = "bf16" if config.precision == "bf16" else "fp32"
-    losses: list[Tensor] = []
-    metrics: dict[str, list[Tensor]] = {}
-    sums: dict[str, Tensor] = {}
-    for i, batch in enumerate(batches):
-        with parallel.sync(engine, last=i == len(batches) - 1):
-            with parallel.autocast(world.device, precision):
-                out = engine(batch, at)
-            (out.loss / len(batches)).backward()
-        losses.append(out.loss.detach())
-        for name, value in out.metrics.items():
-            metrics.setdefault(name, []).append(value)
-        for name, value in out.sums.items():
-            sums[name] = sums[name] + value if name in sums else value
-    grad_norm = clip_gradients(method.parameters(), optim)
-    method.before_step(at)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    method.after_step(at, parallel.reduce(sums, world))
-    return Step(torch.stack(losses).mean(), grad_norm, {k: torch.stack(v).mean() for k, v in metrics.items()})
-
-
-def to_device(host: HostBatch, config: RunConfig, device: torch.device) -> Batch:
-    """Copy a micro-batch, as uint8, and render its colors on the device."""
-
-    def there(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    mean, std, channels = config.data.mean, config.data.std, config.data.channels
-    twinned = [p for v, p in zip(expand(config.method.views), host.plans, strict=True) if v.twin is not None]
-    plain = (0.0,) * channels, (1.0,) * channels  # a tokenizer's input stays in [0, 1]
-    return Batch(
-        views=tuple(color(there(c), p, mean, std) for c, p in zip(host.crops, host.plans, strict=True)),
-        twins=tuple(color(there(t), p, *plain) for t, p in zip(host.twins, twinned, strict=True)),
-        masks=tuple(map(there, host.masks)),
-        hidden=tuple(map(there, host.hidden)),
-        label=there(host.label),
-        position=there(host.position),
-    )
-
-
-def share_hidden(batches: list[Batch], world: World) -> None:
-    """Give each micro-batch its share of the step's hidden patches, in place of the list's items.
-
-    A loss averaged over hidden patches, times this, then averaged over micro-batches and ranks, is
-    the mean over all hidden patches of the global batch.
-    """
-    if not batches[0].hidden:
-        return
-    device = batches[0].position.device if batches[0].position is not None else None
-    counts = torch.tensor([[h.numel() for h in b.hidden] for b in batches], dtype=torch.float32)
-    total = world.total(counts.sum(0))
-    shares = counts * len(batches) * world.size / total.clamp(min=1)
-    for i, batch in enumerate(batches):
-        batches[i] = batch._replace(shares=tuple(shares[i].to(device, non_blocking=True)))
 
 
 def collect_bad(
@@ -325,9 +258,11 @@ def evaluate_backbone(method: Method, evaluate: Evaluate | None, world: World) -
     return scores
 
 
-def compiles(config: RunConfig, world: World) -> bool:
-    """Compile when asked; by default on a GPU alone: on a CPU it costs a minute and gains a few percent."""
-    return config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda")
+def compiles(config: RunConfig, world: World, steps: int) -> bool:
+    """Compile when asked; by default on a GPU, for runs that repay it: on a CPU it gains a few percent."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return world.device.type == "cuda" and steps >= COMPILE_PAYS
 
 
 class Due:

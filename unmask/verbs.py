@@ -21,7 +21,7 @@ SUMMARY = {
     "demo": "the main job in minutes: pre-train on real photographs, evaluate, draw",
     "pretrain": "RECIPE DATA: pre-train a backbone; the same --out again continues",
     "evaluate": "MODEL... PROTOCOL... --train DATA --test DATA: what the features are worth",
-    "show": "MODEL WHAT IMAGES: draw reconstruction, augmentations or curves",
+    "show": "MODEL WHAT IMAGES: draw reconstruction, tokens, attention, patches, augmentations or curves",
     "recipes": "list the recipes: paper, expected number, cost",
 }
 
@@ -45,7 +45,8 @@ def pretrain(arguments: list[str]) -> Result:
 
     from . import forecast
     from .console import Console
-    from .pretrain import Options, carry_out, planned
+    from .options import Options
+    from .pretrain import both_stages, carry_out, planned
     from .recipes import RECIPES, Facts, find, name_of
 
     @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def pretrain(arguments: list[str]) -> Result:
     check_names(rest, Arguments)
     options = Options(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Options)})
     override(find(given.recipe)(Facts()), rest, given.recipe)  # misspelt names are told before anything is read
+    if not given.dry_run:
+        options = both_stages(given.recipe, given.data, options)
     with planned(given.recipe, given.data, options, lambda c: override(c, rest, given.recipe)) as plan:
         report = {"seed": plan.config.seed, "steps": forecast.total_steps(plan.config, len(plan.source))}
         if given.dry_run:
@@ -245,20 +248,22 @@ def show(arguments: list[str]) -> Result:
     @dataclass(frozen=True)
     class Arguments(Common):
         model: tyro.conf.Positional[str] = ""
-        """RUN or RUN@STEP"""
+        """RUN or RUN@STEP; for attention and patches RUN:student too"""
         what: tyro.conf.Positional[str] = ""
-        """reconstruction, augmentations or curves"""
+        """reconstruction (MAE), tokens (dvae, BEiT), attention, patches, augmentations or curves"""
         data: tyro.conf.Positional[str | None] = None
         """images to draw, evenly spread over these"""
         out: Path | None = None
         """the picture (default: RUN/figures/WHAT.png)"""
         count: int = 8
         """images drawn"""
+        size: int | None = None
+        """pixels of the images' sides, for tokens, attention and patches (default: the run's)"""
 
     given = parse(Arguments, arguments, "show", SUMMARY["show"])
     if not given.model or not given.what:
         raise UsageError("show needs MODEL and WHAT, e.g. unmask show RUN reconstruction IMAGES")
-    file = picture(given.model, given.what, given.data, given.out, given.count)
+    file = picture(given.model, given.what, given.data, given.out, given.count, given.size)
     print(file, file=sys.stderr)
     return {"file": str(file)}
 

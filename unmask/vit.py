@@ -235,6 +235,8 @@ class ViT(nn.Module):
         Returns:
             tokens after the final norm; with `layers`, one Tokens a layer, in their order.
         """
+        if layers is not None:
+            layers = tuple(range(len(self.blocks))[i] for i in layers)  # -1 is the last block
         x, grid = self.embed(image, keep, hidden)
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
         taken: dict[int, Tokens] = {}

@@ -47,6 +47,8 @@ def cached(kind: str, files: list[Path], build: Callable[[Path], None]) -> Path:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not final.is_dir():
+            for stale in root.glob(".building-*"):  # under the lock: whoever built these was killed
+                shutil.rmtree(stale, ignore_errors=True)
             building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
             try:
                 build(building)

@@ -7,8 +7,8 @@
 - Gray, bilevel, palette and CMYK become RGB by Pillow's conversion; with channels=1 all become gray
   (ITU-R 601 luma).
 - 16-bit, 32-bit and float values become 0...255 linearly: from `value_range` where it is given, else
-  from the file's own smallest and largest finite value, over all its channels. NaN becomes 0. 8-bit
-  values stay as they are.
+  from the file's own smallest and largest finite value, over all its channels but alpha, which has its
+  type's range. NaN becomes 0. 8-bit values stay as they are.
 - channels other than 1 and 3 read multi-band TIFF by tifffile: interleaved or planar samples, or one
   page a band; the count must be `channels`.
 - Whatever is broken (empty, cut short, not an image) is a BadImage that says why; no warning escapes.
@@ -106,12 +106,12 @@ def _read(data: bytes, channels: int, value_range, max_pixels: int) -> UInt8[np.
         return _bands(*_read_tiff(data, channels, max_pixels), channels, value_range)  # Pillow keeps 8 bits
     if is_tiff:
         image.load()  # turns it upright and forgets the orientation
-    turn = image.getexif().get(_ORIENTATION, 1)
+    turn = _orientation(image)
     pixels = None
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         pixels = _read_jpeg(data, channels)
     elif image.format == "PNG" and data[24] == 16 and data[25] != 0:  # 16-bit color: Pillow keeps 8 bits
-        pixels = _convert_array(to_uint8(_read_png16(data), value_range), channels)
+        pixels = _convert_array(_levels(_read_png16(data), channels, value_range), channels)
     elif image.mode[0] in "IF":
         pixels = _convert_array(to_uint8(np.asarray(image)[..., None], value_range), channels)
     if pixels is None:
@@ -128,13 +128,35 @@ def to_uint8(values: np.ndarray, value_range: tuple[float, float] | None = None)
     """Map values linearly to 0...255; 8-bit ones stay. A constant image becomes 0."""
     if values.dtype in (np.uint8, np.bool_):
         return values.astype(np.uint8) * (255 if values.dtype == np.bool_ else 1)
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = value_range or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0))
+    low, high = value_range or _extremes(values)
+    levels = np.zeros(values.shape, np.uint8)
     if high <= low:
-        return np.zeros(values.shape, np.uint8)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255.0 / (high - low))
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+        return levels
+    for row, line in zip(levels, values, strict=True):  # by lines: a large image in float64 is eight times itself
+        exact = np.nan_to_num(line.astype(np.float64), nan=low, posinf=high, neginf=low)
+        row[...] = np.clip((exact - low) * (255.0 / (high - low)), 0, 255).round()
+    return levels
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """The smallest and largest finite value; (0, 0) where there is none."""
+    if values.size == 0:
+        return 0.0, 0.0
+    if values.dtype.kind != "f":
+        return float(values.min()), float(values.max())
+    finite = np.isfinite(values)
+    if not finite.any():
+        return 0.0, 0.0
+    return float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
+
+
+def _levels(values: np.ndarray, channels: int, value_range: tuple[float, float] | None) -> np.ndarray:
+    """To uint8; of what becomes RGB or gray, alpha (the last of 2 or 4) keeps its type's own range."""
+    if channels not in (1, 3) or values.shape[2] not in (2, 4) or values.dtype == np.uint8:
+        return to_uint8(values, value_range)
+    opaque = float(np.iinfo(values.dtype).max) if values.dtype.kind in "iu" else 1.0
+    parts = to_uint8(values[..., :-1], value_range), to_uint8(values[..., -1:], (0.0, opaque))
+    return np.concatenate(parts, axis=2)
 
 
 def _convert(image: Image.Image, channels: int) -> UInt8[np.ndarray, "H W C"]:
@@ -172,6 +194,14 @@ def _read_png16(data: bytes) -> np.ndarray:
     return decode_png(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where the EXIF is damaged: the pixels may be whole."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises SyntaxError, struct.error, ...
+        return 1
+
+
 def _bits(image: Image.Image) -> tuple[int, ...]:
     return tuple(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
 
@@ -198,7 +228,7 @@ def _read_tiff(data: bytes, channels: int, max_pixels: int) -> tuple[np.ndarray,
 
 
 def _bands(values: np.ndarray, orientation: int, channels: int, value_range) -> UInt8[np.ndarray, "H W C"]:
-    pixels = to_uint8(values, value_range)
+    pixels = _levels(values, channels, value_range)
     if channels in (1, 3) and pixels.shape[2] != channels:
         pixels = _convert_array(pixels, channels)
     if pixels.shape[2] != channels:

@@ -22,7 +22,8 @@ class Hub:
         table, image = _open(place)
         import datasets
 
-        self.table = table.cast_column(image, datasets.Image(decode=False))
+        # this column alone: reading a row would decode every other image in it
+        self.table = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         self.image = image
         self.labels: np.ndarray | None = None
         self.classes: list[str] | None = None

@@ -98,8 +98,9 @@ def label_of(labels: np.ndarray | None, i: int) -> int:
 
 
 def readable(name: bytes) -> str:
-    """A file name as text that can be printed and stored, whatever its bytes."""
-    return name.decode("utf-8", "backslashreplace")
+    """A file name as text that can be printed and stored on one line, whatever its bytes."""
+    text = name.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_range(path: str | bytes, offset: int, size: int | None, key: str) -> bytes:

@@ -89,6 +89,8 @@ def _read_headers(path: Path) -> tuple[list[tuple[bytes, int, int]], dict[bytes,
         with tarfile.open(path, "r:") as tar, path.open("rb", buffering=0) as raw:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - tarfile would keep every header in memory
+                if member.size < 0:  # older tarfile would go back and read it again, for ever
+                    raise tarfile.ReadError(f"member {member.name!r} has size {member.size}")
                 end = member.offset_data + member.size
                 if member.isreg() and end > whole:
                     raise tarfile.ReadError(f"member {member.name!r} ends at byte {end}, the file at {whole}")
@@ -104,7 +106,7 @@ def _read_headers(path: Path) -> tuple[list[tuple[bytes, int, int]], dict[bytes,
             # tarfile takes a damaged or missing header for the end: only a block of zeros is one
             if os.pread(raw.fileno(), 512, tar.offset) != bytes(512):
                 raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset} of {whole}")
-    except tarfile.ReadError as error:
+    except tarfile.TarError as error:
         if _starts_with(path, b"\x1f\x8b"):
             raise ValueError(f"{path}: compressed; unpack it with gunzip, to read members at any place") from error
         raise ValueError(f"{path}: damaged or cut short ({error}); copy the shard again") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from ..randomness import shuffled_index
 from .decode import decode
@@ -72,11 +73,14 @@ def _open(spec: str, labels: Literal["auto", "folder", "none"]) -> Source:
     raise ValueError(f"{spec}: {', '.join(sorted(suffixes))} is no kind of data known here; {_GRAMMAR}")
 
 
-def holdout_split(source: Source) -> tuple[Subset, Subset]:
+def holdout_split(source: Source, known: Int[np.ndarray, "m"] | None = None) -> tuple[Subset, Subset]:
     """Split a source by content: a tenth, whose bytes hash to 0 mod 10 (BLAKE2b), is held out.
 
     The same picture falls on the same side under any name, in any order and in any copy of the data.
 
+    Args:
+        source: the images; all their bytes are read once.
+        known: the held-out places of an earlier split of this source, to spare the reading.
     Returns:
         (training part, held-out part), in the source's order.
     Raises:
@@ -94,8 +98,12 @@ def holdout_split(source: Source) -> tuple[Subset, Subset]:
     def hold(start: int) -> list[bool]:
         return [held(i) for i in range(start, min(start + 256, len(source)))]
 
-    with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter
-        mask = np.array([each for block in pool.map(hold, range(0, len(source), 256)) for each in block])
+    if known is None:
+        with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter
+            mask = np.array([each for block in pool.map(hold, range(0, len(source), 256)) for each in block])
+    else:
+        mask = np.zeros(len(source), dtype=bool)
+        mask[known] = True
     train, out = Subset(source, np.flatnonzero(~mask)), Subset(source, np.flatnonzero(mask))
     if not len(train) or not len(out):
         raise ValueError(f"{source.name}: {len(source)} images, of which {len(out)} fall to the test; give --test DATA")

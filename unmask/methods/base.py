@@ -1,6 +1,6 @@
 """What a pre-training method is, and what passes between it and the loop."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -77,6 +77,10 @@ class Method(nn.Module):
 
     def after_step(self, at: Progress, sums: dict[str, Tensor]) -> None:
         """Move what no gradient moves: teachers, centers. Default: nothing."""
+
+    def warning(self, lines: Sequence[Mapping[str, float]]) -> str | None:
+        """What the last log lines, oldest first, say is going wrong, and the cure; None where all is well."""
+        return None
 
     def blocks(self) -> Iterable[nn.Module]:
         """The units to compile, shard and recompute: all Transformer blocks, a teacher's too."""

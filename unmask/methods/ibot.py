@@ -25,6 +25,7 @@ centering (it iterates over all ranks inside the loss) and DINOv2's stratified m
 whole batch; our masks are a function of one sample).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -39,7 +40,7 @@ from ..schedules import StepCosine
 from ..views import Blur, Jitter, View, expand
 from ..vit import ViT, ViTConfig
 from .base import Batch, Method, Output, Progress, ema
-from .distill import cls_loss, health, koleo, warmed_up
+from .distill import cls_loss, collapse_warning, health, koleo, warmed_up
 from .ibot_head import Act, Head, Norm
 
 JITTER = Jitter(0.4, 0.4, 0.2, 0.1, p=0.8)
@@ -281,6 +282,10 @@ class IBOT(Method):
         self.center.lerp_(sums["cls"] / sums["images"], 1 - self.config.center_momentum)
         if "patch" in sums:
             self.patch_center.lerp_(sums["patch"] / sums["images"], 1 - self.config.patch_center_momentum)
+
+    def warning(self, lines: Sequence[Mapping[str, float]]) -> str | None:
+        """Whether the teacher collapses, and what to do."""
+        return collapse_warning(lines, self.config.prototypes)
 
     def blocks(self) -> list[nn.Module]:
         return [*self.student.vit.blocks, *self.teacher.vit.blocks]

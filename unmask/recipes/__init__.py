@@ -11,6 +11,26 @@ import inspect
 from collections.abc import Callable
 
 from ..config import RunConfig, UsageError
+from .beit import (
+    beit,
+    beit_nano,
+    beit_vit_b16_in1k,
+    beit_vit_b16_in22k,
+    beit_vit_l16_in1k,
+    beit_vit_l16_in22k,
+    dvae,
+    dvae_nano,
+)
+from .ibot import (
+    dino,
+    dino_nano,
+    dino_vit_s16_in1k,
+    ibot,
+    ibot_nano,
+    ibot_vit_b16_in1k,
+    ibot_vit_l16_in1k,
+    ibot_vit_s16_in1k,
+)
 from .mae import mae, mae_nano, mae_vit_b16_in1k, mae_vit_h14_in1k, mae_vit_l16_in1k
 from .sizing import Facts, fitting_size
 
@@ -18,7 +38,13 @@ __all__ = ["RECIPES", "Facts", "Recipe", "card", "find", "fitting_size", "name_o
 
 Recipe = Callable[[Facts], RunConfig]
 
-RECIPES: tuple[Recipe, ...] = (mae, mae_nano, mae_vit_b16_in1k, mae_vit_l16_in1k, mae_vit_h14_in1k)
+RECIPES: tuple[Recipe, ...] = (
+    *(mae, mae_nano, mae_vit_b16_in1k, mae_vit_l16_in1k, mae_vit_h14_in1k),
+    *(dvae, dvae_nano),
+    *(beit, beit_nano, beit_vit_b16_in1k, beit_vit_l16_in1k, beit_vit_b16_in22k, beit_vit_l16_in22k),
+    *(ibot, ibot_nano, ibot_vit_s16_in1k, ibot_vit_b16_in1k, ibot_vit_l16_in1k),
+    *(dino, dino_nano, dino_vit_s16_in1k),
+)
 """all of them, in the order in which they are listed"""
 
 

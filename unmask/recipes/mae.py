@@ -11,7 +11,7 @@ from .sizing import Facts, fitting_epochs, fitting_model, fitting_size, measured
 def mae(facts: Facts) -> RunConfig:
     """MAE that sizes itself to the data and the machine.
 
-    Paper: He et al. 2021; sizes, rates and decoder of small runs are ours, measured
+    Paper: He et al. 2021; sizes, rates and decoder on a CPU are ours, measured; on a GPU not yet measured
     Expected: see docs/results.md
     Cost: minutes to hours; --dry-run tells, --budget decides
     """

@@ -1,6 +1,5 @@
 """How a run went: loss, learning rate and accuracy, from its metrics.jsonl."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from ..run import read_metrics
 from .grid import FAINT, INK, PALETTE, new_figure, save, tidy
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read a run's log; a last line cut short by a kill is left out.
-
-    Args:
-        path: a run directory or its metrics.jsonl.
-    Raises:
-        FileNotFoundError: no log there.
-        ValueError: a line other than the last is not JSON.
-    """
-    file = Path(path)
-    file = file / "metrics.jsonl" if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such log; curves are drawn from a run directory with a metrics.jsonl")
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{file}, line {number}: not JSON ({error}); delete that line") from None
-    return found
 
 
 def smooth(

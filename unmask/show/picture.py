@@ -9,6 +9,8 @@ from torch import Tensor
 
 GRAY = 128
 """what a hidden patch looks like"""
+WASH, CLEAR = (47, 93, 155), 0.35
+"""red, green and blue that lie over patches that are not meant, and how much of their gray shows through"""
 
 
 def to_pictures(
@@ -46,6 +48,52 @@ def paste(
 ) -> UInt8[np.ndarray, "B h w 3"]:
     """Take the hidden patches from `patches` and the visible ones from `pictures`."""
     return np.where(_pixelwise(mask, grid, pictures.shape[1:3]), patches, pictures)
+
+
+def enlarge(pictures: UInt8[np.ndarray, "B _ _ 3"], least: int = 160) -> UInt8[np.ndarray, "B h w 3"]:
+    """Repeat pixels by a whole factor, so that the longer side has `least` of them: room for boxes and frames."""
+    factor = -(-least // max(pictures.shape[1:3]))
+    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def shade(
+    pictures: UInt8[np.ndarray, "B h w 3"], mask: Bool[Tensor, "B N"], grid: tuple[int, int]
+) -> UInt8[np.ndarray, "B h w 3"]:
+    """Wash the patches where `mask` is True in one color, which black and white parts show alike."""
+    gray = pictures.mean(-1, keepdims=True) * CLEAR
+    washed = np.rint(gray + np.array(WASH) * (1 - CLEAR)).astype(np.uint8)
+    return np.where(_pixelwise(mask, grid, pictures.shape[1:3]), washed, pictures)
+
+
+def frame(
+    picture: UInt8[np.ndarray, "h w 3"],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    color: tuple[int, int, int],
+    ring: int = 0,
+) -> None:
+    """Draw a box into a picture, around what it marks: colored, with a black rim to be seen on any ground.
+
+    Args:
+        picture: is changed.
+        corner: top and left of the marked part, in pixels.
+        size: its height and width.
+        color: red, green, blue.
+        ring: boxes that are there already; this one goes around them.
+    """
+    line = max(1, round(max(picture.shape[:2]) / 80))
+    within = _box(picture, corner, size, 2 * line * ring)
+    for width, ink in ((2 * line, (0, 0, 0)), (line + line // 2, color)):
+        picture[_box(picture, corner, size, 2 * line * ring + width) & ~within] = ink
+
+
+def _box(
+    picture: UInt8[np.ndarray, "h w 3"], corner: tuple[int, int], size: tuple[int, int], margin: int
+) -> Bool[np.ndarray, "h w"]:
+    """True in a box and up to `margin` pixels around it."""
+    (top, left), (h, w), box = corner, size, np.zeros(picture.shape[:2], bool)
+    box[max(top - margin, 0) : top + h + margin, max(left - margin, 0) : left + w + margin] = True
+    return box
 
 
 def _pixelwise(mask: Bool[Tensor, "B N"], grid: tuple[int, int], size: tuple[int, int]) -> Bool[np.ndarray, "B h w 1"]:

@@ -18,7 +18,7 @@ from ..optim import build_optimizer
 from ..parallel import World
 from ..positions import RelativePositionBias, relative_position_index
 from ..schedules import StepCosine
-from ..train import share_hidden, update
+from ..step import share_hidden, update
 from ..views import View
 from ..vit import ViT, ViTConfig
 from ..weights.beit import from_official, to_official

@@ -13,7 +13,7 @@ from ..config import DataConfig, MethodConfig, OptimConfig, RunConfig
 from ..methods.base import Batch, Method, Output, Progress
 from ..optim import build_optimizer
 from ..parallel import World, wrap
-from ..train import update
+from ..step import update
 from .processes import on_processes
 
 AT = Progress(3, 10, 5.0)

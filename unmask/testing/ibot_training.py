@@ -14,7 +14,7 @@ from ..methods.ibot import IBOT, IBOTConfig
 from ..optim import build_optimizer
 from ..parallel import World
 from ..schedules import StepCosine
-from ..train import update
+from ..step import update
 from ..views import View
 from ..vit import Tokens, ViTConfig
 from ..weights.ibot import from_official, to_official

@@ -14,7 +14,7 @@ from ..methods.mae import MAE, MAEConfig, patchify, unpatchify
 from ..optim import build_optimizer
 from ..parallel import World
 from ..positions import resize_pos_embed, sincos_2d
-from ..train import update
+from ..step import update
 from ..views import View
 from ..vit import ViTConfig
 from ..weights.mae import from_official, to_official

@@ -1,0 +1,125 @@
+"""BEiT's two stages behind one command: the tokenizer first, then the ViT that predicts its tokens.
+
+`first_stage` trains a discrete VAE under RUN/tokenizer where a BEiT recipe has none; `with_tokenizer`
+puts a tokenizer into a BEiT configuration; `keep_tokenizer` is what a finished dVAE leaves behind.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import write_atomically
+from .config import MethodConfig, RunConfig
+from .data.decode import decode
+from .data.sources import BadImage, Source
+from .methods.beit import BEiTConfig
+from .methods.codec import Codec
+from .methods.codec_health import diagnose, health
+from .methods.dvae import DVAE, DVAEConfig
+from .positions import pair
+from .run import Run
+from .tokenizers import fingerprint, load, save
+from .views import center
+
+EXAMINED = 256
+"""images that a tokenizer is examined on"""
+
+
+def tokenizer_recipe(recipe: str) -> str | None:
+    """The dVAE recipe that makes a BEiT recipe's tokenizer; None where the paper's own is meant."""
+    return {"beit": "dvae", "beit-nano": "dvae-nano"}.get(recipe)
+
+
+def first_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    """What to train first, for a BEiT recipe without a tokenizer.
+
+    Args:
+        recipe: of the second stage.
+        given: its options, by the names of `pretrain.Options`; those that are None left out.
+        out: its run directory.
+    Returns:
+        recipe and options of the first stage, or None where there is nothing to do: another method, a
+        tokenizer given, or a run that has its own already. A given number of steps or epochs is for each
+        stage; a budget is for both, half and half.
+    Raises:
+        ValueError: a published recipe without the tokenizer that it is about.
+    """
+    if not recipe.startswith("beit") or "tokenizer" in given or (out / "config.json").exists():
+        return None
+    first = tokenizer_recipe(recipe)
+    if first is None:
+        raise ValueError(
+            f"{recipe} predicts the tokens of DALL-E's dVAE; give --tokenizer encoder.pkl (decoder.pkl beside it), "
+            f"or a dvae run of your own"
+        )
+    passed = ("seed", "epochs", "steps", "channels", "range", "workers", "device", "precision", "save_every")
+    options = {name: given[name] for name in passed if name in given}
+    if "budget" in given:
+        options["budget"] = halved(given["budget"])
+    return {"recipe": first, "out": out / "tokenizer", "labels": "none", **options}
+
+
+def halved(budget: str) -> str:
+    """Half of a budget.
+
+    Example:
+        >>> halved("20m"), halved("500000 images")
+        ('10m', '250000 images')
+    """
+    number = budget.strip().rstrip("abcdefghijklmnopqrstuvwxyz ")
+    return f"{float(number) / 2:g}{budget.strip()[len(number) :]}" if number else budget
+
+
+def with_tokenizer(method: MethodConfig, path: str) -> BEiTConfig:
+    """Let a BEiT configuration predict the tokens of the tokenizer at `path`.
+
+    Raises:
+        ValueError: the method is not BEiT, or there is no tokenizer at `path`.
+    """
+    if not isinstance(method, BEiTConfig):
+        raise ValueError(f"--tokenizer {path}: only BEiT predicts tokens; leave it out")
+    codec = load(path)
+    (gh, _), (view,) = method.vit.grid, method.views
+    views = (dataclasses.replace(view, twin=gh * codec.stride),)
+    return dataclasses.replace(
+        method, tokenizer=codec.config, tokenizer_from=str(path), tokenizer_hash=fingerprint(codec), views=views
+    )
+
+
+def examine(codec: torch.nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """Health of a tokenizer on held-out images, under the names of the log."""
+    assert isinstance(codec, Codec)
+    return {f"health/{name}": value for name, value in health(codec, images).items()}
+
+
+def held_out_images(source: Source, config: RunConfig) -> torch.Tensor:
+    """The first images of a source as a tokenizer reads them: center crops in [0, 1], [B C t t]."""
+    method = config.method
+    assert isinstance(method, DVAEConfig)
+    size = method.views[0].twin or pair(method.views[0].size)
+    taken = []
+    for i in range(len(source)):
+        try:
+            image = decode(source[i], channels=config.data.channels, value_range=config.data.range)
+        except BadImage:
+            continue
+        taken.append(center(image, size))
+        if len(taken) == EXAMINED:
+            break
+    if not taken:
+        raise ValueError(f"{source.name}: none of its images can be read")
+    return torch.stack(taken).float() / 255
+
+
+def keep_tokenizer(run: Run, source: Source) -> list[str]:
+    """Write a finished dVAE's tokenizer and its health into the run; returns warnings in words."""
+    method = run.method()
+    assert isinstance(method, DVAE)
+    codec = method.tokenizer()
+    name = save(codec, run.path)
+    report = health(codec, held_out_images(source, run.config), temperature=method.config.temperature.end)
+    write_atomically(run.path / "health.json", json.dumps({"fingerprint": name, **report}, indent=1) + "\n")
+    return diagnose(report, codec.vocab)
