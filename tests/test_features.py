@@ -124,9 +124,9 @@ def test_one_channel_and_rectangles_work():
 
 @pytest.mark.parametrize(
     ("size", "channels", "numbers"),
-    [((32, 32), 3, 3072), ((64, 64), 3, 3072), ((16, 16), 3, 768), ((64, 32), 3, 1536), ((32, 32), 1, 1024)],
+    [((32, 32), 3, 768), ((64, 64), 3, 768), ((16, 16), 3, 768), ((8, 16), 3, 384), ((32, 32), 1, 729)],
 )
-def test_pixel_features_are_at_most_3072_numbers(size, channels, numbers):
+def test_pixel_features_are_at_most_768_numbers(size, channels, numbers):
     source = Photos(side=64, mode="RGB" if channels == 3 else "L")
     taken = pixels(source, size=size, mean=(0.5,) * channels, std=(0.25,) * channels, channels=channels)
     assert taken.values["pixels"].shape == (12, numbers)

@@ -52,9 +52,9 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize(
     ("source", "places"),
     [
-        (Sorted(), [0, 10, 20, 30, 40, 50]),
-        (Sorted(bad=(10, 11, 40)), [0, 12, 20, 30, 41, 50]),
-        (Sorted(bad=tuple(range(20, 30))), [0, 10, 30, 40, 50]),
+        (Sorted(), [5, 15, 25, 35, 45, 55]),
+        (Sorted(bad=(15, 16, 45)), [5, 17, 25, 35, 46, 55]),
+        (Sorted(bad=tuple(range(25, 35))), [5, 15, 35, 45, 55]),
         (Sorted(3), [0, 1, 2]),
     ],
     ids=["spread", "bad ones give way", "a bad stretch", "few"],

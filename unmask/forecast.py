@@ -1,7 +1,6 @@
 """What a run will do and cost: its arithmetic in words, and a few of its own steps, measured and not kept."""
 
 import copy
-import itertools
 import math
 import re
 import time
@@ -15,15 +14,16 @@ from .budget import activation_bytes, synthetic_batch
 from .config import RunConfig
 from .data.decode import decode
 from .data.sources import BadImage, Source
-from .data.stream import Stream
 from .methods.base import Method, Progress
 from .optim import build_optimizer
 from .parallel import World
 from .randomness import shuffled_index
 from .step import to_device, update
-from .train import total_steps
+from .train import stream_of, total_steps
 from .views import expand, skipped_operations
 
+MOST = 1000
+"""optimizer steps that a measurement takes at most"""
 LOOK = 500
 """images that a dry run tries to decode"""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -166,29 +166,14 @@ def measure(config: RunConfig, source: Source, method: Method, world: World, sec
 
     The method's weights move: build it anew afterwards.
     """
-    assert config.device_batch is not None
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
-    stream = Stream(
-        source,
-        views=config.method.views,
-        masks=config.method.masks,
-        grids=config.method.grids(),
-        seed=config.seed,
-        batch=config.batch,
-        device_batch=config.device_batch,
-        rank=world.rank,
-        world=world.size,
-        steps=1000,
-        workers=config.workers,
-        channels=config.data.channels,
-        value_range=config.data.range,
-    )
+    stream = stream_of(config, source, world, 0, MOST)
     alone = World(0, 1, world.device)  # no exchange: every rank measures itself
     times: list[float] = []
     begin = before = time.perf_counter()
-    for step, hosts in enumerate(itertools.islice(iter(stream), 1000)):
+    for step, hosts in enumerate(stream):
         batches = [to_device(host, config, world.device) for host in hosts]
-        update(method, optimizer, batches, Progress(step, 1000, 1.0), config, alone)
+        update(method, optimizer, batches, Progress(step, MOST, 1.0), config, alone)
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         now = time.perf_counter()

@@ -201,7 +201,7 @@ def _spread(
     source: Source, count: int, channels: int, value_range: tuple[float, float] | None
 ) -> Iterator[tuple[UInt8[Tensor, "C H W"], str]]:
     """`count` images and their names, evenly spaced, so that classes take turns; a bad one gives way to the next."""
-    places = sorted({i * len(source) // count for i in range(count)})
+    places = sorted({(2 * i + 1) * len(source) // (2 * count) for i in range(count)})
     for place, end in pairwise([*places, len(source)]):
         for i in range(place, end):
             try:

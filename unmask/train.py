@@ -146,24 +146,7 @@ def _train(
         for block in method.blocks():
             block.compile()
 
-    assert config.device_batch is not None and config.precision != "auto"
-    stream = Stream(
-        source,
-        views=config.method.views,
-        masks=config.method.masks,
-        grids=config.method.grids(),
-        seed=config.seed,
-        batch=config.batch,
-        device_batch=config.device_batch,
-        rank=world.rank,
-        world=world.size,
-        start=start,
-        steps=steps,
-        workers=config.workers,
-        channels=config.data.channels,
-        value_range=config.data.range,
-        pin=world.device.type == "cuda",
-    )
+    stream = stream_of(config, source, world, start, steps)
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
     meter = Meter(world, config.batch)
     bad = run.bad_images() if start else {}
@@ -213,7 +196,7 @@ def _train(
                 meter.check_finite(run)
                 scores = evaluate_backbone(method, evaluate, world)
                 if world.first:
-                    run.log(step=done, epoch=done / steps_per_epoch, **scores)
+                    run.log(step=done, epoch=done / steps_per_epoch, images=done * config.batch, **scores)
                     console.say(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
                 engine.train()
                 eval_due.restart()
@@ -229,6 +212,28 @@ def _train(
                 )
     console.say(f"done: {steps} steps, loss {meter.last_loss:.4f}, saved to {run.path}")
     return run
+
+
+def stream_of(config: RunConfig, source: Source, world: World, start: int, steps: int) -> Stream:
+    """Open this rank's batches of a run, from step `start` on."""
+    assert config.device_batch is not None
+    return Stream(
+        source,
+        views=config.method.views,
+        masks=config.method.masks,
+        grids=config.method.grids(),
+        seed=config.seed,
+        batch=config.batch,
+        device_batch=config.device_batch,
+        rank=world.rank,
+        world=world.size,
+        start=start,
+        steps=steps,
+        workers=config.workers,
+        channels=config.data.channels,
+        value_range=config.data.range,
+        pin=world.device.type == "cuda",
+    )
 
 
 def collect_bad(

@@ -84,7 +84,8 @@ def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndar
         label = name.removeprefix("eval/").replace("/", ", ").replace("knn", "k-NN")
         axes.plot(places, values, color=color, linewidth=1.4, marker="o", markersize=3, label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.legend(fontsize=7, frameon=False, labelcolor=INK, loc="best", handlelength=1.4)
+        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.4, **above)
     elif name == "loss":
         axes.plot(places, values, color=FAINT, linewidth=0.5, alpha=0.5)
         axes.plot(places, smooth(values, places), color=color, linewidth=1.6)
