@@ -25,6 +25,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # before torch is loaded: threads that spin at barriers are many times slower beside any other process
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
