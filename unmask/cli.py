@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 from . import __version__
 from .config import UsageError
-from .verbs import SUMMARY, VERBS, Result
+from .verbs import VERBS, about
+from .verbs import run as run_verb
+from .verbs.common import Result
 
 INTERRUPTED = 130
 """exit code of Ctrl-C: the second one while training, the first one elsewhere"""
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
             raise UsageError(f"no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else f"{', '.join(VERBS)}"))
-        report |= VERBS[verb](rest)
+        report |= run_verb(verb, rest)
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted; the last complete checkpoint is intact"
     except SystemExit as stop:  # after --help
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """The text of `unmask --help`."""
-    width = max(map(len, SUMMARY))
-    verbs = "\n".join(f"  {verb:{width}}  {line}" for verb, line in SUMMARY.items())
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {about(verb)}" for verb in VERBS)
     return (
         f"unmask {__version__}: pre-train Vision Transformers on unlabelled images\n\n"
         f"usage: unmask VERB ...\n\n{verbs}\n\n"

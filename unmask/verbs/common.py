@@ -1,0 +1,63 @@
+"""What verbs share: their common options, the report of a run, a line of progress."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import UsageError
+
+Result = dict[str, Any]
+"""what a verb reports with --json"""
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of every verb."""
+
+    json: bool = False
+    """print one JSON object as the last line on standard output"""
+    debug: bool = False
+    """show a traceback when something fails"""
+
+
+def newest(run: Path) -> int | None:
+    """The step that a run will go on from; None: there is no such run yet."""
+    from ..checkpoint import latest
+
+    return latest(run) if (run / "config.json").exists() else None
+
+
+def run_result(run: Any, resumed_from: int | None) -> Result:
+    """What a training verb reports of its run."""
+    losses = [event["loss"] for event in run.metrics() if "loss" in event]
+    return {
+        "run": str(run.path),
+        "step": run.latest(),
+        "steps": run.config.steps,
+        "resumed_from": resumed_from,
+        "loss": losses[-1] if losses else None,
+        "figures": sorted(str(path) for path in run.figures.glob("*.png")),
+    }
+
+
+@contextlib.contextmanager
+def progress_line(console: Any) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """One line that says what is being done and how far it is; gone when it is done."""
+    from rich.live import Live
+
+    with Live(console=console.rich, transient=True, auto_refresh=False) as line:
+
+        def of(name: str) -> Callable[[int, int], None]:
+            return lambda done, total: line.update(f"{name}: {done:,} of {total:,} images", refresh=True)
+
+        yield of
+
+
+def words(text: str, known: tuple[str, ...], option: str) -> tuple[Any, ...]:
+    """Split words with commas between, all of them known."""
+    given = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not given or set(given) - set(known):
+        raise UsageError(f"{option} {text}: give some of {', '.join(known)}, with commas between")
+    return given

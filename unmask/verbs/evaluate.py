@@ -1,0 +1,97 @@
+"""`unmask evaluate MODEL... PROTOCOL... --train DATA --test DATA`."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import __version__
+from ..arguments import parse
+from ..config import UsageError, to_json
+from .common import Common, Result, progress_line, words
+
+PROTOCOLS = ("knn", "linear")
+"""of `unmask evaluate`"""
+
+ABOUT = "MODEL... PROTOCOL... --train DATA --test DATA: what the features are worth"
+
+
+def run(arguments: list[str]) -> Result:
+    """Judge models by labelled images and print one table."""
+    import tyro
+
+    from .. import parallel
+    from ..checkpoint import write_atomically
+    from ..console import Console
+    from ..evaluate import table
+    from ..models import evaluate as judge
+
+    @dataclass(frozen=True)
+    class Arguments(Common):
+        what: tyro.conf.Positional[tuple[str, ...]] = ()
+        """MODEL... PROTOCOL...: runs, untrained:RECIPE, pixels; then knn, linear"""
+        train: str = ""
+        """labelled images that the classifiers learn from"""
+        test: str = ""
+        """labelled images that they are judged by"""
+        pool: str = "cls,mean"
+        """features: cls (the class token), mean (of the patches), or both"""
+        layers: Literal["last"] = "last"
+        """which blocks: the last, after the final norm"""
+        k: str = ""
+        """neighbors of k-NN (default: 10,20,100,200)"""
+        labels: Literal["auto", "folder", "none"] = "auto"
+        """where labels come from"""
+        seed: int = 0
+        """of the bootstrap and the probe"""
+        device: str = "auto"
+        """auto, cpu, cuda or cuda:1"""
+        workers: int = -1
+        """decoding processes (default: up to four)"""
+        out: Path | None = None
+        """write the results as JSON, with everything needed to repeat them"""
+
+    given = parse(Arguments, arguments, "evaluate", ABOUT)
+    models, asked = _divide(given.what)
+    if not given.train or not given.test:
+        raise UsageError("evaluate needs --train DATA and --test DATA, both labelled")
+    pools = words(given.pool, ("cls", "mean"), "--pool")
+    try:
+        ks = tuple(int(k) for k in given.k.split(",")) if given.k else None
+    except ValueError:
+        raise UsageError(f"--k {given.k}: give numbers, as in --k 10,20") from None
+    if given.out is not None:  # told now, not after an hour
+        if given.out.is_dir():
+            raise UsageError(f"--out {given.out} is a folder; give a file, as in --out {given.out / 'results.json'}")
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+    world = parallel.start(given.device)
+    console = Console(world.first)
+    with progress_line(console) as progress:
+        rows = judge(
+            models, asked, given.train, given.test, labels=given.labels, pools=pools, ks=ks, seed=given.seed,
+            device=world.device, workers=given.workers, note=console.say, progress=progress,
+        )  # fmt: skip
+    console.rich.print(table(rows))
+    if given.out is not None:
+        content = {"version": __version__, "settings": to_json(dataclasses.asdict(given)), "results": rows}
+        write_atomically(given.out, json.dumps(content, indent=1) + "\n")
+    return {"seed": given.seed, "results": rows}
+
+
+def _divide(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Split MODEL... PROTOCOL...: the first word that is a protocol ends the models."""
+    first = next((i for i, word in enumerate(words) if word in PROTOCOLS), len(words))
+    models, asked = tuple(words[:first]), tuple(dict.fromkeys(words[first:]))
+    unknown = [word for word in asked if word not in PROTOCOLS]
+    if models and not asked and not Path(models[-1]).exists():  # perhaps a protocol, misspelt
+        unknown = [word for word in models[-1:] if difflib.get_close_matches(word, PROTOCOLS)]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], PROTOCOLS, n=1)
+        cure = f"did you mean {near[0]}?" if near else f"there are: {', '.join(PROTOCOLS)}; models come first"
+        raise UsageError(f"no protocol {unknown[0]!r}; {cure}")
+    if not models or not asked:
+        raise UsageError(f"give models, then protocols ({', '.join(PROTOCOLS)}): unmask evaluate RUN knn linear ...")
+    return models, asked

@@ -1,0 +1,65 @@
+"""`unmask pretrain RECIPE DATA`."""
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..arguments import check_names, override, parse
+from ..config import UsageError
+from .common import Common, Result, newest, run_result
+
+ABOUT = "RECIPE DATA: pre-train a backbone; the same --out again continues"
+
+
+def run(arguments: list[str]) -> Result:
+    """Pre-train, continue, or with --dry-run say what it would cost."""
+    import tyro
+
+    from .. import forecast
+    from ..console import Console
+    from ..options import Options
+    from ..pretrain import both_stages, carry_out, planned
+    from ..recipes import RECIPES, Facts, find, name_of
+
+    @dataclass(frozen=True)
+    class Arguments(Common, Options):
+        recipe: tyro.conf.Positional[str] = ""
+        """a recipe's name; `unmask recipes` lists them"""
+        data: tyro.conf.Positional[str] = ""
+        """images: a folder, tar or parquet (or a quoted glob), hf:NAME, demo:train"""
+        from_: Annotated[str | None, tyro.conf.arg(name="from", help_behavior_hint="")] = None
+        """start from these weights: RUN or RUN@STEP"""
+        dry_run: bool = False
+        """say sizes, bad files, steps, hours, disk and memory; then stop"""
+
+    if {"-h", "--help"} & set(arguments):  # the verb's own options, then every field of the recipe by its dotted name
+        first = arguments[0] if not arguments[0].startswith("-") else ""
+        named = next((word for word in arguments if word in map(name_of, RECIPES)), first)
+        config = find(named)(Facts()) if named else None
+        with contextlib.suppress(SystemExit):
+            parse(Arguments, ["--help"], "pretrain", ABOUT)
+        if config is not None:
+            print(f"\nEvery field of {named}, by its dotted name, after RECIPE and DATA:\n")
+            override(config, ["--help"], named)
+        raise SystemExit(0)
+    given, rest = parse(Arguments, arguments, "pretrain", ABOUT, unknown=True)
+    if given.recipe in ("", "[]") or not given.data:  # []: the parser met an unknown option first
+        raise UsageError("pretrain needs RECIPE and DATA, before dotted names: unmask pretrain mae FOLDER")
+    check_names(rest, Arguments)
+    options = Options(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Options)})
+    override(find(given.recipe)(Facts()), rest, given.recipe)  # misspelt names are told before anything is read
+    if not given.dry_run:
+        options = both_stages(given.recipe, given.data, options)
+    with planned(given.recipe, given.data, options, lambda c: override(c, rest, given.recipe)) as plan:
+        report = {"seed": plan.config.seed, "steps": forecast.total_steps(plan.config, len(plan.source))}
+        if given.dry_run:
+            console = Console(plan.world.first)
+            cost = forecast.cost_of(plan.config, plan.source, plan.method, plan.world)
+            for line in [*plan.notes, *cost.lines(), "dry run: nothing was written"]:
+                console.say(line)
+            planned_run = {"run": plan.config.out, "step": None, "resumed_from": None, "loss": None, "figures": []}
+            return planned_run | report | {"dry_run": cost._asdict()}
+        before = newest(Path(plan.config.out))
+        return run_result(carry_out(plan), before) | report
