@@ -130,6 +130,7 @@ def draw_tokens(
         raise ValueError(f"{run.path} is a {type(method).__name__}; only a dvae and a beit have tokens")
     if size is not None:
         raise ValueError(f"--size {size[0]}: BEiT's tokens are those of its own images; leave it out")
+    method.verify()
     (view,), (policy,), (grid,) = method.config.views, method.config.masks, method.config.grids()
     found, names = _read(run, source, count)
     plans = [_central(image, view.shape, view.twin) for image in found]

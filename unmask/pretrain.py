@@ -1,7 +1,6 @@
 """`unmask pretrain`: from a recipe's name and a folder of images to a finished, pictured run."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,14 +20,26 @@ from .data.survey import survey
 from .evaluate import Online
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
+from .methods.beit import BEiT
+from .methods.codec import Codec
 from .methods.dvae import DVAEConfig
 from .models import parse_run
 from .options import Options, apply, check
 from .parallel import World
+from .pictures import draw_tokens
 from .recipes import Facts, find, name_of
 from .run import Run, compare
 from .show import augmentations, curves
-from .stages import examine, first_stage, held_out_images, keep_tokenizer
+from .stages import (
+    RECORD,
+    examine,
+    first_stage,
+    held_out_images,
+    keep_tokenizer,
+    second_stage,
+    tokenizer_record,
+    write_record,
+)
 from .train import Evaluate, prepare, train
 from .vit import ViT
 
@@ -38,8 +49,6 @@ Configure = Callable[[RunConfig], RunConfig]
 
 HELD = "holdout.npy"
 """the places of the held-out images, in a run that has some"""
-PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
-"""what every method logs; the rest is a method's own health, drawn below the loss"""
 
 
 class Plan(NamedTuple):
@@ -71,52 +80,51 @@ def pretrain(recipe: str, data: str, *, configure: Configure | None = None, **op
     Raises:
         ValueError, OSError, RuntimeError: one line that names the value, the place and the cure.
     """
-    asked = both_stages(recipe, data, Options(**options))
-    with planned(recipe, data, asked, configure) as plan:
-        return carry_out(plan)
-
-
-def both_stages(recipe: str, data: str, options: Options) -> Options:
-    """Train BEiT's tokenizer, or go on with it, where the recipe needs one that is not there yet.
-
-    Returns:
-        the options of the second stage; for every other recipe, those that were given.
-    """
-    recipe = name_of(find(recipe))
-    out = options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    first = first_stage(recipe, {name: value for name, value in given.items() if value is not None}, out)
-    if first is None:
-        return options
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"{recipe} has no tokenizer, and with several processes the stages are two commands: "
-            f"torchrun ... pretrain {first['recipe']} DATA --out TOKENIZER, then --tokenizer TOKENIZER"
-        )
-    tokenizer = pretrain(first.pop("recipe"), data, **first)
-    return dataclasses.replace(options, out=out, tokenizer=str(tokenizer.path))
+    with planned(recipe, data, Options(**options), configure) as plans:
+        return [carry_out(plan) for plan in plans][-1]
 
 
 @contextmanager
-def planned(recipe: str, data: str, options: Options, configure: Configure | None = None) -> Iterator[Plan]:
-    """Settle a run without starting it; on leaving, the process group is left too."""
+def planned(recipe: str, data: str, options: Options, configure: Configure | None = None) -> Iterator[Iterator[Plan]]:
+    """Settle a run, stage by stage, without starting it; on leaving, the process group is left too."""
     world = parallel.start(options.device or _device_of(options.out))
     try:
-        yield settle(recipe, data, options, configure or (lambda config: config), world)
+        yield stages_of(recipe, data, options, configure or (lambda config: config), world)
     finally:
         parallel.stop(world)
 
 
+def stages_of(recipe: str, data: str, options: Options, configure: Configure, world: World) -> Iterator[Plan]:
+    """The plan of each stage, to be carried out before the next is asked for (or left, by a dry run).
+
+    One for every recipe but BEiT without a tokenizer, which trains its own first, under RUN/tokenizer.
+    """
+    recipe = name_of(find(recipe))
+    (where, *_) = world.gather(str(options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    out = Path(where)  # the clocks of ranks may differ
+    options = dataclasses.replace(options, out=out)
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    first = first_stage(recipe, given, out)
+    if first is not None:
+        last, _ = _fresh(recipe, data, options, configure, out, world)
+        with torch.device("meta"):  # what cannot be is refused now, not after the first stage
+            last.method.build()
+        yield settle(first.pop("recipe"), data, Options(**first), lambda config: config, world)
+        world.wait()  # rank 0 has written the tokenizer
+    yield settle(recipe, data, dataclasses.replace(options, **second_stage(recipe, given, out)), configure, world)
+
+
 def _device_of(out: Path | None) -> str:
-    """Where a run that is continued was trained; auto for a new one."""
-    return Run(out).config.device if out is not None and (out / "config.json").exists() else "auto"
+    """Where a run that is continued was trained, or its first stage; auto for a new one."""
+    begun = [run for run in (out, out / "tokenizer") if (run / "config.json").exists()] if out is not None else []
+    return Run(begun[0]).config.device if begun else "auto"
 
 
 def settle(recipe: str, data: str, options: Options, configure: Configure, world: World) -> Plan:
     """Turn a recipe, data and options into a Plan; an existing run gives its own configuration."""
-    recipe = name_of(find(recipe))
-    (where, *_) = world.gather(str(options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    out = Path(where)  # the clocks of ranks may differ
+    assert options.out is not None
+    out = options.out
     if world.agree((out / "config.json").exists())[0]:
         run = Run(out)
         config, source = _continued(run.config, recipe, data, options, configure, world)
@@ -186,10 +194,10 @@ def carry_out(plan: Plan) -> Run:
     """Train, evaluate on the way, and leave pictures in the run."""
     config, data, world = plan.config, plan.config.data, plan.world
     evaluate: Evaluate | None = None
-    is_tokenizer = isinstance(config.method, DVAEConfig)
-    if plan.labelled is not None and world.first and is_tokenizer:
+    unseen = plan.labelled[1] if plan.labelled else plan.source  # what is held out, where something is
+    if plan.labelled is not None and world.first and isinstance(config.method, DVAEConfig):
         examined = held_out_images(plan.labelled[1], config).to(world.device)
-        evaluate = partial(examine, images=examined)
+        evaluate = partial(examine, images=examined, temperature=config.method.temperature.end)
     elif plan.labelled is not None and world.first:
         online = Online(*plan.labelled, seed=config.seed)
         size = config.method.views[0].shape
@@ -208,23 +216,34 @@ def carry_out(plan: Plan) -> Run:
 
         evaluate = judge
 
+    record = None  # before the weights are sharded
+    if world.first and isinstance(plan.method, BEiT) and not (Path(config.out) / RECORD).exists():
+        record = tokenizer_record(plan.method, unseen, config)
+
     def first_batch(run: Run, batch: Batch, host: HostBatch) -> None:
         where = run.figures / "augmentations-000000.png"
         grids = config.method.grids()
         if plan.held is not None:
             np.save(run.path / HELD, plan.held)
         augmentations.draw(batch.views, where, mean=data.mean, std=data.std, masks=batch.masks, grids=grids)
+        if record:
+            warn(run, write_record(run, record))
 
     run = train(config, plan.source, world, plan.method, evaluate=evaluate, first_batch=first_batch, notes=plan.notes)
     if world.first:
-        metrics = run.metrics()
-        more = [name for name in (metrics[-1] if metrics else {}) if name not in PLAIN and "/" not in name]
-        curves.draw(metrics, run.figures / "curves.png", more=more)
-        if is_tokenizer:
-            held_out = plan.labelled[1] if plan.labelled else plan.source
-            for warning in keep_tokenizer(run, held_out):
-                Console(log=run.path / "log.txt").warn(warning)
+        curves.draw(run.metrics(), run.figures / "curves.png")
+        if isinstance(config.method, DVAEConfig):
+            warn(run, keep_tokenizer(run, unseen))
+        codec = getattr(plan.method, "tokenizer", None)  # a dVAE's is a method, of one's own may be anything
+        if isinstance(config.method, DVAEConfig) or isinstance(codec, Codec):
+            draw_tokens(run, None, unseen, run.figures / "tokens.png", count=6)
     return run
+
+
+def warn(run: Run, warnings: list[str]) -> None:
+    """Say what went wrong, and keep it in the run's log."""
+    for warning in warnings:
+        Console(log=run.path / "log.txt").warn(warning)
 
 
 def _fresh(

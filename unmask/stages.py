@@ -1,7 +1,8 @@
 """BEiT's two stages behind one command: the tokenizer first, then the ViT that predicts its tokens.
 
-`first_stage` trains a discrete VAE under RUN/tokenizer where a BEiT recipe has none; `with_tokenizer`
-puts a tokenizer into a BEiT configuration; `keep_tokenizer` is what a finished dVAE leaves behind.
+`first_stage` says which discrete VAE to train under RUN/tokenizer where a BEiT recipe has none, and
+`second_stage` what follows; `with_tokenizer` puts a tokenizer into a BEiT configuration. `keep_tokenizer` is
+what a finished dVAE leaves behind, `tokenizer_record` what a BEiT run says of the tokenizer it predicts.
 """
 
 import dataclasses
@@ -15,15 +16,18 @@ from .checkpoint import write_atomically
 from .config import MethodConfig, RunConfig
 from .data.decode import decode
 from .data.sources import BadImage, Source
-from .methods.beit import BEiTConfig
+from .methods.base import Progress
+from .methods.beit import BEiT, BEiTConfig
 from .methods.codec import Codec
 from .methods.codec_health import diagnose, health
-from .methods.dvae import DVAE, DVAEConfig
+from .methods.dvae import DVAE
 from .positions import pair
 from .run import Run
-from .tokenizers import fingerprint, load, save
+from .tokenizers import FILE, fingerprint, load, save
 from .views import center
 
+RECORD = "tokenizer.json"
+"""what a BEiT run calls the record of its tokenizer"""
 EXAMINED = 256
 """images that a tokenizer is examined on"""
 
@@ -56,10 +60,26 @@ def first_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]
             f"or a dvae run of your own"
         )
     passed = ("seed", "epochs", "steps", "channels", "range", "workers", "device", "precision", "save_every")
+    passed += ("test", "eval_every", "compile")
     options = {name: given[name] for name in passed if name in given}
     if "budget" in given:
         options["budget"] = halved(given["budget"])
     return {"recipe": first, "out": out / "tokenizer", "labels": "none", **options}
+
+
+def second_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What the first stage changes in the options of the second: the tokenizer that it left, half of a budget.
+
+    Args:
+        recipe: of the second stage.
+        given: its options, as for `first_stage`.
+        out: its run directory.
+    """
+    first, begun = out / "tokenizer", (out / "config.json").exists()
+    if tokenizer_recipe(recipe) is None or "tokenizer" in given or (begun and not first.exists()):
+        return {}
+    changed: dict[str, Any] = {"budget": halved(given["budget"])} if "budget" in given else {}
+    return changed | ({"tokenizer": str(first)} if not begun and (first / FILE).exists() else {})
 
 
 def halved(budget: str) -> str:
@@ -89,17 +109,23 @@ def with_tokenizer(method: MethodConfig, path: str) -> BEiTConfig:
     )
 
 
-def examine(codec: torch.nn.Module, images: torch.Tensor) -> dict[str, float]:
-    """Health of a tokenizer on held-out images, under the names of the log."""
+def examine(codec: torch.nn.Module, images: torch.Tensor, temperature: float) -> dict[str, float]:
+    """Health of a tokenizer on held-out images, under the names of the log.
+
+    Args:
+        codec: the averaged weights, as they are now.
+        images: in [0, 1], on the codec's device.
+        temperature: where the run's will end.
+    """
     assert isinstance(codec, Codec)
-    return {f"health/{name}": value for name, value in health(codec, images).items()}
+    report = health(codec, images, temperature=temperature)
+    return {f"health/{name}": value for name, value in report.items() if name != "temperature"}
 
 
 def held_out_images(source: Source, config: RunConfig) -> torch.Tensor:
     """The first images of a source as a tokenizer reads them: center crops in [0, 1], [B C t t]."""
-    method = config.method
-    assert isinstance(method, DVAEConfig)
-    size = method.views[0].twin or pair(method.views[0].size)
+    view = config.method.views[0]
+    size = pair(view.twin or view.size)
     taken = []
     for i in range(len(source)):
         try:
@@ -118,8 +144,41 @@ def keep_tokenizer(run: Run, source: Source) -> list[str]:
     """Write a finished dVAE's tokenizer and its health into the run; returns warnings in words."""
     method = run.method()
     assert isinstance(method, DVAE)
-    codec = method.tokenizer()
+    codec, steps = method.tokenizer(), run.latest() or 1
     name = save(codec, run.path)
-    report = health(codec, held_out_images(source, run.config), temperature=method.config.temperature.end)
-    write_atomically(run.path / "health.json", json.dumps({"fingerprint": name, **report}, indent=1) + "\n")
+    end = method.config.temperature(Progress(steps - 1, steps, 1.0))
+    report = health(codec, held_out_images(source, run.config), temperature=end)
+    _write(run.path / "health.json", {"fingerprint": name, **report})
     return diagnose(report, codec.vocab)
+
+
+def tokenizer_record(method: BEiT, source: Source, config: RunConfig) -> dict[str, Any] | None:
+    """What a BEiT run writes down of its tokenizer: where it is from, fingerprint, sizes and health.
+
+    Args:
+        method: what is about to be trained.
+        source: images to examine a tokenizer on that has no `health.json` of its own.
+        config: of the run.
+    Returns:
+        what `write_record` takes; None for a Tokenizer from Python that is no codec, which has no logits
+        to examine.
+    """
+    codec, path = method.tokenizer, method.config.tokenizer_from
+    if not isinstance(codec, Codec):
+        return None
+    name, file = fingerprint(codec), Path(path) / "health.json"
+    report = json.loads(file.read_text(encoding="utf-8")) if path and file.is_file() else {}
+    if report.pop("fingerprint", None) != name:
+        device = next(codec.parameters()).device
+        report = health(codec, held_out_images(source, config).to(device))
+    return {"from": path, "fingerprint": name, "stride": codec.stride, "vocab": codec.vocab, "health": report}
+
+
+def write_record(run: Run, record: dict[str, Any]) -> list[str]:
+    """Keep a `tokenizer_record` with its run; returns what is wrong with the tokenizer, in words."""
+    _write(run.path / RECORD, record)
+    return diagnose(record["health"], record["vocab"])
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    write_atomically(file, json.dumps(content, indent=1) + "\n")

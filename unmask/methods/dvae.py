@@ -23,6 +23,7 @@ divides by one: its KL is a sum over batch and cells, and weighs more in a bigge
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,8 +36,11 @@ from ..masks import MaskPolicy
 from ..views import View
 from .base import Batch, Method, Output, Progress, ema
 from .codec import LEAST_LOG_SCALE, Codec, CodecConfig, build_codec
-from .codec_health import batch_health
+from .codec_health import batch_health, diagnose
 from .relaxation import categorical_kl, relax
+
+WATCHED = 3
+"""log lines in a row that must look bad before a warning"""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,15 @@ class DVAE(Method):
 
     def after_step(self, at: Progress, sums: dict[str, Tensor]) -> None:
         ema(self.average, self.codec, self.momentum(at))
+
+    def warning(self, lines: Sequence[Mapping[str, float]]) -> str | None:
+        """Collapse, once the temperature is half way down: before, few codes and little KL are no sign of it."""
+        last, schedule = lines[-WATCHED:], self.config.temperature
+        if len(last) < WATCHED or last[0]["temperature"] > (schedule.start + schedule.end) / 2:
+            return None
+        report = {name: sum(line[name] for line in last) / WATCHED for name in ("usage", "kl")}
+        found = diagnose(report | {"temperature": schedule.end}, self.config.codec.vocab)
+        return found[0] if found else None
 
     def blocks(self) -> list[torch.nn.Module]:
         return [*self.codec.blocks(), *self.average.blocks()]

@@ -2,13 +2,17 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..arguments import check_names, override, parse
 from ..config import UsageError
 from .common import Common, Result, newest, run_result
+
+if TYPE_CHECKING:
+    from ..pretrain import Plan
 
 ABOUT = "RECIPE DATA: pre-train a backbone; the same --out again continues"
 
@@ -18,9 +22,8 @@ def run(arguments: list[str]) -> Result:
     import tyro
 
     from .. import forecast
-    from ..console import Console
     from ..options import Options
-    from ..pretrain import both_stages, carry_out, planned
+    from ..pretrain import carry_out, planned
     from ..recipes import RECIPES, Facts, find, name_of
 
     @dataclass(frozen=True)
@@ -50,16 +53,32 @@ def run(arguments: list[str]) -> Result:
     check_names(rest, Arguments)
     options = Options(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Options)})
     override(find(given.recipe)(Facts()), rest, given.recipe)  # misspelt names are told before anything is read
-    if not given.dry_run:
-        options = both_stages(given.recipe, given.data, options)
-    with planned(given.recipe, given.data, options, lambda c: override(c, rest, given.recipe)) as plan:
-        report = {"seed": plan.config.seed, "steps": forecast.total_steps(plan.config, len(plan.source))}
+    with planned(given.recipe, given.data, options, lambda c: override(c, rest, given.recipe)) as plans:
         if given.dry_run:
-            console = Console(plan.world.first)
-            cost = forecast.cost_of(plan.config, plan.source, plan.method, plan.world)
-            for line in [*plan.notes, *cost.lines(), "dry run: nothing was written"]:
-                console.say(line)
-            planned_run = {"run": plan.config.out, "step": None, "resumed_from": None, "loss": None, "figures": []}
-            return planned_run | report | {"dry_run": cost._asdict()}
-        before = newest(Path(plan.config.out))
-        return run_result(carry_out(plan), before) | report
+            return rehearse(plans)
+        for plan in plans:
+            before = newest(Path(plan.config.out))
+            result = run_result(carry_out(plan), before)
+        steps = forecast.total_steps(plan.config, len(plan.source))
+        return result | {"seed": plan.config.seed, "steps": steps}
+
+
+def rehearse(plans: "Iterator[Plan]") -> Result:
+    """Say what each stage would cost; the report has the last one's numbers, `hours` those of all."""
+    from .. import forecast
+    from ..console import Console
+
+    hours, costs = 0.0, []
+    for plan in plans:
+        console = Console(plan.world.first)
+        cost = forecast.cost_of(plan.config, plan.source, plan.method, plan.world)
+        for line in [*plan.notes, *cost.lines()]:
+            console.say(line)
+        hours += cost.hours
+        costs.append(cost._asdict())
+    if len(costs) > 1:
+        console.say(f"both stages: {hours:.3g} hours")
+    console.say("dry run: nothing was written")
+    report = {"run": plan.config.out, "step": None, "resumed_from": None, "loss": None, "figures": []}
+    more = {"hours": hours, "first_stage": costs[0]} if len(costs) > 1 else {}
+    return report | {"seed": plan.config.seed, "steps": costs[-1]["steps"], "dry_run": costs[-1] | more}
