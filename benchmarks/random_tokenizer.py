@@ -96,7 +96,9 @@ def main() -> None:
         assert isinstance(config.method, BEiTConfig)
         return dataclasses.replace(config, method=dataclasses.replace(config.method, tokenizer_hash=NAME))
 
-    with planned("beit", data, Options(tokenizer=str(stand_in), **asked), name_it) as plans:
+    # a device batch that is found by a forward pass would be found with the stand-in, which is not what is asked for
+    options = Options(tokenizer=str(stand_in), device_batch=64, **asked)
+    with planned("beit", data, options, name_it) as plans:
         (plan,) = plans
         method, images = plan.method, held_out_images(plan.source, plan.config)
         assert isinstance(method, BEiT)

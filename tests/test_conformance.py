@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from stage_toys import BEIT, DVAE, STAGES
 from torch import nn
 from toys import TINY
 
@@ -27,6 +28,22 @@ def test_mae_conforms_on_two_processes():
 @pytest.mark.slow
 def test_mae_conforms_compiled():
     check_method(TINY, compiled=True)
+
+
+def test_the_discrete_vae_conforms():
+    larger = dataclasses.replace(DVAE, views=(View(24, twin=24),))
+    check_method(DVAE, other=larger, falls=1.0, lr=3e-3)
+
+
+def test_beit_conforms():
+    larger = dataclasses.replace(BEIT, vit=dataclasses.replace(BEIT.vit, image_size=24), views=(View(24, twin=24),))
+    check_method(BEIT, other=larger, lr=3e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", STAGES.values(), ids=STAGES)
+def test_both_stages_conform_on_two_processes(config):
+    check_method(config, falls=1.0, lr=3e-3, distributed=True)
 
 
 @dataclasses.dataclass(frozen=True)

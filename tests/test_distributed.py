@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import toys
+from stage_toys import STAGES, without_noise
 from torch.distributed.tensor import DTensor
 from toys import ALONE, Images, config
 
 from unmask import checkpoint, parallel
 from unmask.config import OptimConfig
+from unmask.methods import relaxation
 from unmask.optim import build_optimizer, clip_gradients
 from unmask.run import Run
 from unmask.testing.processes import on_processes
@@ -59,6 +61,33 @@ def test_two_processes_train_as_one_that_accumulates(how, name, tmp_path):
 
 def run_here(world, path, changes):
     return trained(world, path, **changes)
+
+
+def stage_here(world, path, stage, changes):
+    without_noise()
+    return trained(world, path, method=STAGES[stage], batch=16, base_lr=1e-3, **changes)
+
+
+def assert_stages_equal(stage, tmp_path, changes, *hows):
+    """Two processes, of which each sees its own hidden patches, against one that sees all."""
+    states = stage_here(ALONE, tmp_path / "one", stage, {"device_batch": 16})
+    reference = {name: torch.from_numpy(value) for name, value in states.items()}
+    for how in hows:
+        found, _ = on_processes(stage_here, 2, tmp_path / how, stage, {"parallel": how, **changes})
+        assert_close(found, reference)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_train_each_stage_of_beit_as_one(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(relaxation, "gumbel", relaxation.gumbel)  # put back what `without_noise` takes away
+    assert_stages_equal(stage, tmp_path, {"device_batch": 4}, "ddp")  # two micro-batches each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_that_shard_train_each_stage_of_beit_as_one(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(relaxation, "gumbel", relaxation.gumbel)
+    assert_stages_equal(stage, tmp_path, {"device_batch": 8}, "fsdp")
 
 
 @pytest.mark.slow

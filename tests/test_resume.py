@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import toys
+from stage_toys import STAGES
 from toys import same
 
 from unmask import checkpoint
@@ -140,6 +141,17 @@ def test_logged_events_after_the_checkpoint_are_forgotten(tmp_path):
     again = toys.run(tmp_path, steps=4, save_every="2")
     assert [event["step"] for event in again.metrics()] == [1, 2, 3, 4]
     assert all(event["loss"] < 100 for event in again.metrics())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_of_beit_goes_on_bit_for_bit(stage, tmp_path):
+    shape = {"steps": 6, "method": STAGES[stage]}
+    toys.run(tmp_path / "whole", **shape)
+    toys.run(tmp_path / "parts", save_every="3", **shape)
+    checkpoint.remove(tmp_path / "parts", 6)
+    torch.manual_seed(99)  # Gumbel noise is that of the step
+    toys.run(tmp_path / "parts", **shape)
+    assert same(state(tmp_path / "whole", 6), state(tmp_path / "parts", 6))
 
 
 def test_the_noise_inside_the_network_is_that_of_the_step(tmp_path):
