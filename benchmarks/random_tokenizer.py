@@ -81,7 +81,8 @@ def main() -> None:
     for name in ("--test", "--eval-every", "--save-every"):
         parser.add_argument(name, help="as for unmask pretrain")
     if len(sys.argv) == 1:  # `make bench` calls every script without arguments
-        return parser.print_help()
+        parser.print_help()
+        return
     asked = vars(parser.parse_args())
     data, like = asked.pop("data"), asked.pop("like")
     stand_in = asked["out"].with_name(f"{asked['out'].name}-stand-in")

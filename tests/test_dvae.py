@@ -240,6 +240,27 @@ def test_every_likelihood_gives_every_parameter_a_finite_gradient(likelihood):
         assert all(not v.requires_grad and v.isfinite() for v in out.metrics.values())
 
 
+def test_squared_and_smooth_errors_are_of_the_mean_that_the_decoder_paints():
+    x, painted = map_pixels(torch.rand(2, 3, 8, 8)), torch.randn(2, 6, 8, 8)
+    off = painted[:, :3].sigmoid() - x
+    mse = build_codec(dataclasses.replace(DALLE, likelihood="mse")).error(painted, x)
+    torch.testing.assert_close(mse, off.square())
+    smooth = build_codec(dataclasses.replace(DALLE, likelihood="smooth_l1")).error(painted, x)
+    torch.testing.assert_close(smooth, torch.where(off.abs() < 1, 0.5 * off.square(), off.abs() - 0.5))
+    beit = build_codec(dataclasses.replace(BEIT, likelihood="smooth_l1"))
+    torch.testing.assert_close(beit.error(x + 3, x), torch.full_like(x, 2.5))  # normalized pixels, beyond 1 linear
+
+
+@pytest.mark.parametrize("likelihood", ["mse", "smooth_l1"])
+def test_the_discrete_vae_of_the_other_design_trains_with_its_own_errors(likelihood):
+    config = dataclasses.replace(TINY, codec=dataclasses.replace(BEIT, likelihood=likelihood))
+    method, x = config.build(), torch.randn(2, 3, 16, 16)
+    noise = torch.zeros(2, 16, 24)
+    painted = method.codec.paint(relax(method.codec.logits(x), 1.0, noise), (4, 4))
+    of = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[likelihood]
+    torch.testing.assert_close(method.score(x, 1.0, 0.0, noise).loss, of(painted, x))
+
+
 def test_noise_comes_from_torchs_generator():
     method, given_batch = TINY.build(), batch()
     torch.manual_seed(5)
@@ -301,6 +322,16 @@ def test_training_lowers_the_loss_and_the_frozen_average_follows():
     assert losses[-1] < losses[0] - 0.1
     names = {n for g in method.parameter_groups() for n in g.names}
     assert names == {f"codec.{n}" for n, _ in method.codec.named_parameters()}
+
+
+def test_collapse_is_said_while_it_trains_but_not_before_the_temperature_is_half_way_down():
+    method = dataclasses.replace(TINY, codec=dataclasses.replace(DALLE, vocab=512)).build()
+    well, collapsed = {"usage": 0.5, "kl": 3.0, "temperature": 0.1}, {"usage": 0.002, "kl": 3.0, "temperature": 0.1}
+    assert method.warning([well] * 5) is None
+    assert method.warning([collapsed] * 2) is None
+    assert "collapsed: 0.20% of 512 codes" in method.warning([well, *[collapsed] * 3])
+    assert "next to nothing" in method.warning([well | {"kl": 0.01}] * 3)
+    assert method.warning([collapsed | {"temperature": 0.9}] * 3) is None
 
 
 def test_blocks_are_those_of_the_codec_and_of_its_average():

@@ -151,6 +151,31 @@ def test_curves_are_drawn_from_a_run_directory_whose_last_line_is_cut_short(tmp_
     assert len(curves.read_metrics(tmp_path)) == 200
 
 
+def test_the_health_of_a_tokenizer_is_drawn_over_time_beside_that_of_the_batch(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure) or path)
+    lines = [{"step": i, "images": 8 * i, "loss": -1.0, "lr": 1e-3, "usage": 0.4, "elbo": 0.5} for i in range(1, 9)]
+    health = {"usage": 0.3, "elbo_hard": -0.2, "elbo_relaxed": 0.1, "psnr": 17.0, "ssim": 0.4}
+    lines += [{"step": i, "images": 8 * i} | {f"health/{k}": v for k, v in health.items()} for i in (4, 8)]
+    curves.draw(lines, tmp_path / "c.png")
+    panels = {axes.get_ylabel(): axes for axes in drawn[0].axes}
+    assert list(panels) == ["loss", "learning rate", "bound, nats/dim", "codes in use", "PSNR, dB", "SSIM"]
+    names = [line.get_label() for line in panels["bound, nats/dim"].lines]
+    assert names == ["argmax tokens, held out", "relaxed, held out", "relaxed, batch"]
+    assert panels["bound, nats/dim"].get_ylim()[0] < -0.2
+    assert [list(line.get_ydata()) for line in panels["codes in use"].lines] == [[0.3] * 2, [0.4] * 8]
+
+
+def test_masked_accuracy_is_drawn_beside_a_constant_guess(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure) or path)
+    curves.draw(
+        [{"step": i, "loss": 1.0, "mlm_acc": 0.2, "constant_acc": 0.1} for i in range(1, 9)], tmp_path / "c.png"
+    )
+    (axes,) = [axes for axes in drawn[0].axes if axes.get_ylabel() == "hidden tokens right"]
+    assert [line.get_label() for line in axes.lines] == ["predicted", "most frequent token everywhere"]
+
+
 def test_a_log_without_curves_or_with_a_broken_line_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
         curves.read_metrics(tmp_path)

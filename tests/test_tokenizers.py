@@ -130,6 +130,13 @@ def test_beits_discrete_vae_is_read(tmp_path):
     assert fingerprint(back) == fingerprint(codec)
 
 
+def test_a_dictionary_that_is_no_discrete_vae_is_refused(tmp_path):
+    for weights in ({}, {"codebook.weight": torch.zeros(4, 2)}):
+        torch.save({"weights": weights}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="DiscreteVAE"):
+            load(tmp_path)
+
+
 def test_a_discrete_vae_file_that_would_execute_something_is_refused(tmp_path):
     torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="refused"):
@@ -240,6 +247,27 @@ def test_hard_and_relaxed_bounds_meet_where_cells_are_certain():
         codec.encoder.output.weight.mul_(1e4)
     report = health(codec, images, temperature=1 / 16)
     assert report["elbo_hard"] == pytest.approx(report["elbo_relaxed"], rel=1e-3)
+
+
+def test_the_bounds_have_their_known_values():
+    codec = build_codec(DALLE)
+    with torch.no_grad():
+        for parameter in codec.parameters():
+            parameter.zero_()
+    gray = torch.full((2, 3, 16, 16), 0.5)
+    certain_of_nothing = health(codec, gray)  # uniform cells, means of 0 and log scales of 0: fidelity.md section 9
+    assert certain_of_nothing["elbo_hard"] == pytest.approx(0.693147, abs=1e-6)
+    assert certain_of_nothing["elbo_relaxed"] == pytest.approx(0.693147, abs=1e-6)
+    assert certain_of_nothing["kl"] == pytest.approx(0, abs=1e-6)
+    assert certain_of_nothing["cell_entropy"] == pytest.approx(math.log(32), abs=1e-6)
+    assert certain_of_nothing["usage"] == pytest.approx(1 / 32)
+    assert certain_of_nothing["psnr"] == 100
+    with torch.no_grad():
+        codec.encoder.output.bias[3] = 1e4
+    certain = health(codec, gray)
+    assert certain["kl"] == pytest.approx(math.log(32))
+    assert certain["elbo_hard"] == pytest.approx(0.693147 - math.log(32) / (3 * 4 * 4), abs=1e-6)
+    assert certain["perplexity"] == certain["token_perplexity"] == pytest.approx(1)
 
 
 def test_what_is_wrong_is_said_in_words():

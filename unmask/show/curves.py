@@ -34,6 +34,9 @@ WORDS = {
 }
 """how a legend calls them"""
 
+ALONE = {"health/psnr": "PSNR, dB", "health/ssim": "SSIM", "health/temperature": "last temperature"}
+"""what is drawn by itself, by another name"""
+
 
 def smooth(
     values: Float[np.ndarray, "n"], places: Float[np.ndarray, "n"], width: float = 0.1
@@ -71,10 +74,8 @@ def draw(
     panels: list[tuple[str, list[str]]] = [("loss", ["loss"]), ("accuracy", evals), ("learning rate", ["lr"])]
     logged = sorted({name for line in lines for name in line} - PLAIN - set(evals))
     panels += [(label, list(names)) for label, names in TOGETHER if set(names) & set(logged)]
-    alone = [name for name in sorted(logged, key=lambda name: "/" not in name) if not any(name in names for _, names in TOGETHER)]
-    panels += [
-        (name.removeprefix("health/").replace("psnr", "PSNR, dB").replace("ssim", "SSIM"), [name]) for name in alone
-    ]
+    alone = [name for name in logged if not any(name in names for _, names in TOGETHER)]
+    panels += [(ALONE.get(name, name), [name]) for name in sorted(alone, key=lambda name: name not in ALONE)]
     axis = "images" if any("images" in line for line in lines) else "step"
     series = {name: _series(lines, name, axis) for _, names in panels for name in names}
     panels = [(label, [name for name in names if len(series[name][0])]) for label, names in panels]

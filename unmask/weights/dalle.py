@@ -112,10 +112,17 @@ def read_discrete_vae(path: str | Path) -> dict[str, Tensor]:
 
 
 def discrete_vae_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Tell the architecture from a DiscreteVAE's weights: the fields of a beit `CodecConfig`."""
-    vocab, code_width = state["codebook.weight"].shape
+    """Tell the architecture from a DiscreteVAE's weights: the fields of a beit `CodecConfig`.
+
+    Raises:
+        ValueError: they are not those of one.
+    """
+    try:
+        vocab, code_width = state["codebook.weight"].shape
+        width, channels = state["encoder.0.0.weight"].shape[:2]
+    except KeyError as error:
+        raise ValueError(f"these are no weights of BEiT's DiscreteVAE: {error} is missing") from None
     layers = max(int(name.split(".")[1]) for name in state if name.startswith("encoder.")) // 2
-    width, channels = state["encoder.0.0.weight"].shape[:2]
     return {
         "kind": "beit",
         "vocab": vocab,
