@@ -56,9 +56,11 @@ def run(arguments: list[str]) -> Result:
     with planned(given.recipe, given.data, options, lambda c: override(c, rest, given.recipe)) as plans:
         if given.dry_run:
             return rehearse(plans)
-        for plan in plans:
-            before = newest(Path(plan.config.out))
-            result = run_result(carry_out(plan), before)
+        done = []
+        for stage in plans:
+            before = newest(Path(stage.config.out))
+            done.append((stage, run_result(carry_out(stage), before)))
+        plan, result = done[-1]
         steps = forecast.total_steps(plan.config, len(plan.source))
         return result | {"seed": plan.config.seed, "steps": steps}
 
@@ -68,17 +70,18 @@ def rehearse(plans: "Iterator[Plan]") -> Result:
     from .. import forecast
     from ..console import Console
 
-    hours, costs = 0.0, []
+    costs, out, seed, console = [], "", 0, Console()
     for plan in plans:
         console = Console(plan.world.first)
         cost = forecast.cost_of(plan.config, plan.source, plan.method, plan.world)
         for line in [*plan.notes, *cost.lines()]:
             console.say(line)
-        hours += cost.hours
         costs.append(cost._asdict())
+        out, seed = plan.config.out, plan.config.seed
+    more = {}
     if len(costs) > 1:
-        console.say(f"both stages: {hours:.3g} hours")
+        more = {"hours": sum(cost["hours"] for cost in costs), "first_stage": costs[0]}
+        console.say(f"both stages: {more['hours']:.3g} hours")
     console.say("dry run: nothing was written")
-    report = {"run": plan.config.out, "step": None, "resumed_from": None, "loss": None, "figures": []}
-    more = {"hours": hours, "first_stage": costs[0]} if len(costs) > 1 else {}
-    return report | {"seed": plan.config.seed, "steps": costs[-1]["steps"], "dry_run": costs[-1] | more}
+    report = {"run": out, "step": None, "resumed_from": None, "loss": None, "figures": []}
+    return report | {"seed": seed, "steps": costs[-1]["steps"], "dry_run": costs[-1] | more}
