@@ -58,6 +58,7 @@ def activation_bytes(
     entered: dict[int, int] = {}  # the blocks' inputs
     inside: list[dict[int, int]] = []  # a block each
     running: list[dict[int, int]] = []  # the one that runs, if one does
+    alive: list[Tensor] = []  # so that no place is used twice
 
     def note(tensor: Tensor, where: dict[int, int]) -> None:
         storage = tensor.untyped_storage()
@@ -71,13 +72,14 @@ def activation_bytes(
     def enter(block: nn.Module, inputs: tuple) -> None:
         if torch.is_grad_enabled():  # else it is a teacher's
             note(inputs[0], entered)
+            alive.append(inputs[0])
         inside.append({})
         running.append(inside[-1])
 
     hooks = [block.register_forward_pre_hook(enter) for block in method.blocks()]
     hooks += [block.register_forward_hook(lambda *_: running.clear()) for block in method.blocks()]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), context():
-        out = method(batch, Progress(0, 1, 1.0))  # holds the graph, so that no address is used twice
+        out = method(batch, Progress(0, 1, 1.0))  # holds the graph, for the same reason
     for hook in hooks:
         hook.remove()
     del out

@@ -115,6 +115,8 @@ def _device_of(out: Path | None) -> str:
 def settle(recipe: str, data: str, options: Options, configure: Configure, world: World) -> Plan:
     """Turn a recipe, data and options into a Plan; an existing run gives its own configuration."""
     recipe = name_of(find(recipe))
+    if options.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise ValueError("--max-restarts without --out: restarted processes would begin another run; give --out RUN")
     (where, *_) = world.gather(str(options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"))
     out = Path(where)  # the clocks of ranks may differ
     if world.agree((out / "config.json").exists())[0]:
