@@ -43,7 +43,7 @@ def runs(world, path, hows):
 @pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_losses_and_centers_of_four_processes_are_those_of_one(how, tmp_path):
     alone = runs(ALONE, tmp_path / "one", (how,))
-    for found in on_processes(runs, 4, tmp_path / "four", (how,)):
+    for found in on_processes(runs, 4, tmp_path / "four", (how,), timeout=400):
         for name in METHODS:
             assert found[name, how] == pytest.approx(alone[name, how], rel=LOSS), name
         assert found["centers", how] == pytest.approx(alone["centers", how], abs=CENTER)
@@ -68,7 +68,7 @@ def exchanges(world):
 
 
 def test_gradients_cross_once_a_step_however_many_micro_batches():
-    for found in on_processes(exchanges, 2):
+    for found in on_processes(exchanges, 2, timeout=400):
         assert found["ddp", 1] == found["ddp", 4] > 0
         assert found["fsdp", 1] == found["fsdp", 4] > 1  # a block each, and the norm
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_n_processes_is_read_by_m(first, then, tmp_path):
         changes = {"parallel": "fsdp", "device_batch": 8 // count, **shape}
         if count == 1:
             return toys.run(tmp_path / "parts", **changes)
-        return on_processes(run_here, count, tmp_path / "parts", changes)
+        return on_processes(run_here, count, tmp_path / "parts", changes, timeout=400)
 
     go(first)
     checkpoint.remove(tmp_path / "parts", 4)

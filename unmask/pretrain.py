@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import checkpoint, parallel
+from .allocator import keep_memory
 from .config import RunConfig
 from .console import Console
 from .data.sources import Source, holdout_split, open_source
@@ -100,6 +101,7 @@ def both_stages(recipe: str, data: str, options: Options) -> Options:
 @contextmanager
 def planned(recipe: str, data: str, options: Options, configure: Configure | None = None) -> Iterator[Plan]:
     """Settle a run without starting it; on leaving, the process group is left too."""
+    keep_memory()  # before the first step is measured; loader workers inherit it
     world = parallel.start(options.device or _device_of(options.out))
     try:
         yield settle(recipe, data, options, configure or (lambda config: config), world)
