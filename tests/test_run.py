@@ -50,7 +50,15 @@ def test_a_longer_run_is_refused_with_the_cure(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"workers": 3}, {"device_batch": 4}, {"parallel": "fsdp"}, {"compile": "on"}, {"save_every": "9"}, {"keep": 7}],
+    [
+        {"workers": 3},
+        {"device_batch": 4},
+        {"parallel": "fsdp"},
+        {"compile": "on"},
+        {"recompute": "on"},
+        {"save_every": "9"},
+        {"keep": 7},
+    ],
     ids=str,
 )
 def test_what_only_changes_speed_may_differ(changes, tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import DataConfig, MethodConfig
 from .methods.base import Batch, Method, Progress
@@ -11,6 +11,7 @@ from .optim import largest_divisor
 from .parallel import World, available_memory
 from .positions import pair
 from .randomness import key
+from .recompute import recompute
 
 CPU_WORKING_SET = 2 << 30
 """bytes of activations beyond which a bigger batch on a CPU gains nothing"""
@@ -42,26 +43,64 @@ def synthetic_batch(method: MethodConfig, data: DataConfig, count: int, device: 
     )
 
 
-def activation_bytes(method: Method, batch: Batch, context: Callable[[], torch.autocast]) -> float:
-    """Bytes per image that one forward pass keeps for its backward pass."""
-    seen: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in method.parameters()}
+def activation_bytes(
+    method: Method, batch: Batch, context: Callable[[], torch.autocast], recomputed: bool = False
+) -> float:
+    """Bytes per image that one forward pass keeps for its backward pass.
 
-    def keep(tensor: Tensor) -> Tensor:
+    Args:
+        recomputed: with recomputation: the inputs of blocks, what lies between blocks, and the most
+            that a single block needs. The method is left switched so.
+    """
+    recompute(method, False)
+    parameters = {p.untyped_storage().data_ptr() for p in method.parameters()}
+    outside: dict[int, int] = {}  # place in memory -> bytes
+    entered: dict[int, int] = {}  # the blocks' inputs
+    inside: list[dict[int, int]] = []  # a block each
+    running: list[dict[int, int]] = []  # the one that runs, if one does
+    alive: list[Tensor] = []  # so that no place is used twice
+
+    def note(tensor: Tensor, where: dict[int, int]) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            seen[storage.data_ptr()] = storage.nbytes()
+            where[storage.data_ptr()] = storage.nbytes()
+
+    def keep(tensor: Tensor) -> Tensor:
+        note(tensor, running[-1] if running else outside)
         return tensor
 
+    def enter(block: nn.Module, inputs: tuple) -> None:
+        if torch.is_grad_enabled():  # else it is a teacher's
+            note(inputs[0], entered)
+            alive.append(inputs[0])
+        inside.append({})
+        running.append(inside[-1])
+
+    hooks = [block.register_forward_pre_hook(enter) for block in method.blocks()]
+    hooks += [block.register_forward_hook(lambda *_: running.clear()) for block in method.blocks()]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), context():
-        out = method(batch, Progress(0, 1, 1.0))  # holds the graph, so that no address is used twice
-    total = float(sum(seen.values()))
+        out = method(batch, Progress(0, 1, 1.0))  # holds the graph, for the same reason
+    for hook in hooks:
+        hook.remove()
     del out
+    if recomputed:
+        stays = outside | entered
+        most = max((sum(size for place, size in block.items() if place not in stays) for block in inside), default=0)
+        total = sum(stays.values()) + most
+    else:
+        total = sum({place: size for held in (outside, *inside) for place, size in held.items()}.values())
+    recompute(method, recomputed)
     return total / len(batch.views[0])
 
 
 def fit_device_batch(
-    method: Method, config: MethodConfig, data: DataConfig, batch: int, world: World, context: Callable
+    method: Method,
+    config: MethodConfig,
+    data: DataConfig,
+    batch: int,
+    world: World,
+    context: Callable,
+    recomputed: bool = False,
 ) -> int:
     """The largest number of images a forward pass that divides the step evenly and fits the device.
 
@@ -75,7 +114,7 @@ def fit_device_batch(
         raise ValueError(f"batch {batch} does not divide among {world.size} processes; use a multiple of {world.size}")
     share = batch // world.size
     probe = min(2, share)
-    per_image = activation_bytes(method, synthetic_batch(config, data, probe, world.device), context)
+    per_image = activation_bytes(method, synthetic_batch(config, data, probe, world.device), context, recomputed)
     weights = 12 * sum(p.numel() for p in method.parameters() if p.requires_grad)
     room = 0.8 * (available_memory(world.device) - weights)
     if world.device.type == "cpu":

@@ -159,6 +159,8 @@ class RunConfig:
     """how several processes share the work: ddp copies the weights, fsdp (FSDP2) shards them"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile per block; auto: on a GPU, for runs long enough to repay it"""
+    recompute: Literal["on", "off"] = "off"
+    """make a block's activations again in the backward pass: less memory, a third more time, the same bits"""
     save_every: str = "20m"
     """checkpoint interval: steps (500) or minutes (20m); always at the end and on a signal"""
     eval_every: str | None = None
@@ -178,6 +180,7 @@ SPEED_FIELDS = frozenset(
         "device",
         "parallel",
         "compile",
+        "recompute",
         "save_every",
         "eval_every",
         "log_every",

@@ -95,7 +95,7 @@ def cost_of(config: RunConfig, source: Source, method: Method, world: World) -> 
 
     probe = synthetic_batch(config.method, config.data, 2, world.device)
     assert config.device_batch is not None
-    activations = activation_bytes(method, probe, context) * config.device_batch
+    activations = activation_bytes(method, probe, context, config.recompute == "on") * config.device_batch
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in method.parameters()) - trained
     state = 12 * trained + 4 * frozen  # weights and Adam's two averages, in fp32

@@ -53,6 +53,8 @@ class Options:
     """bf16 where the hardware has it, or fp32"""
     compile: Literal["auto", "on", "off"] | None = None
     """torch.compile per block"""
+    recompute: Literal["on", "off"] | None = None
+    """keep one activation a block and make the rest again: less memory, a third more time"""
 
 
 def apply(options: Options, config: RunConfig) -> RunConfig:

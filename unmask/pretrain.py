@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from . import checkpoint, parallel
+from .allocator import keep_memory
 from .config import RunConfig
 from .console import Console
 from .data.sources import Source, holdout_split, open_source
@@ -87,6 +88,7 @@ def pretrain(recipe: str, data: str, *, configure: Configure | None = None, **op
 @contextmanager
 def planned(recipe: str, data: str, options: Options, configure: Configure | None = None) -> Iterator[Iterator[Plan]]:
     """Settle a run, stage by stage, without starting it; on leaving, the process group is left too."""
+    keep_memory()  # before the first step is measured; loader workers inherit it
     world = parallel.start(options.device or _device_of(options.out))
     try:
         yield stages_of(recipe, data, options, configure or (lambda config: config), world)
@@ -100,6 +102,8 @@ def stages_of(recipe: str, data: str, options: Options, configure: Configure, wo
     One for every recipe but BEiT without a tokenizer, which trains its own first, under RUN/tokenizer.
     """
     recipe = name_of(find(recipe))
+    if options.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise ValueError("--max-restarts without --out: restarted processes would begin another run; give --out RUN")
     (where, *_) = world.gather(str(options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"))
     out = Path(where)  # the clocks of ranks may differ
     options = dataclasses.replace(options, out=out)

@@ -28,6 +28,7 @@ from .methods.base import Batch, Method, Progress
 from .optim import build_optimizer
 from .parallel import World
 from .randomness import fold
+from .recompute import recompute
 from .run import Run
 from .signals import Stopped, StopSignals
 from .step import share_hidden, to_device, update
@@ -58,6 +59,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
             config.batch,
             world,
             lambda: parallel.autocast(world.device, precision),
+            config.recompute == "on",
         )
         config = dataclasses.replace(config, device_batch=fits)
     assert config.device_batch is not None
@@ -66,6 +68,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
             f"batch {config.batch} is not a multiple of device batch {config.device_batch} x {world.size} processes; "
             f"give a --batch that is, or leave --device-batch out"
         )
+    recompute(method, config.recompute == "on")
     return config, method
 
 

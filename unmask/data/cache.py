@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-_FORMAT = "1"
+_FORMAT = "2"
 """changes when what is kept changes its form"""
 
 
@@ -19,15 +19,17 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unmask"
 
 
-def cached(kind: str, files: list[Path], build: Callable[[Path], None]) -> Path:
+def cached(kind: str, files: list[Path], build: Callable[[Path], None], is_sound: Callable[[Path], bool]) -> Path:
     """Return a folder that `build` filled once for these files in this state.
 
-    One process builds while others wait; the folder appears by a rename, whole or not at all.
+    One process builds while others wait; the folder appears by a rename, whole or not at all. One that
+    was damaged since is built again; who still has its files mapped keeps them.
 
     Args:
         kind: what is kept, a word.
         files: the files it is made from; their path, size and time of change are the cache's key.
         build: fills the empty folder it is given.
+        is_sound: whether a folder is as `build` left it.
     Raises:
         OSError: the cache folder cannot be written; the message says how to choose another.
     """
@@ -37,7 +39,7 @@ def cached(kind: str, files: list[Path], build: Callable[[Path], None]) -> Path:
         stamp.update(f"\n{status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(file.resolve()))
     root = cache_root()
     final = root / f"{kind}-{stamp.hexdigest()}"
-    if final.is_dir():
+    if is_sound(final):
         return final
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -46,9 +48,13 @@ def cached(kind: str, files: list[Path], build: Callable[[Path], None]) -> Path:
         raise OSError(f"cache folder {root}: {error.strerror}; set UNMASK_CACHE to a folder to write in") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not final.is_dir():
+        if not is_sound(final):
             for stale in root.glob(".building-*"):  # under the lock: whoever built these was killed
                 shutil.rmtree(stale, ignore_errors=True)
+            if final.is_dir():
+                damaged = root / f".building-{final.name}"
+                final.rename(damaged)
+                shutil.rmtree(damaged)
             building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
             try:
                 build(building)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .index import number_words
 from .record import BadImage, Record, label_of, read_range
-from .shards import number_words
 
 
 class Hub:
