@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..mixing import plan_mixed
 from ..randomness import fold, key, shuffled_index
 from ..views import PlanBatch, View, crop, expand, gray_mean, plan, stack, twin
 from .decode import decode
@@ -73,7 +74,7 @@ class Stream:
         channels, value_range: as for `decode`.
         pin: put batches in page-locked memory, for copying to a GPU without waiting.
     Raises:
-        ValueError: the batch does not divide into micro-batches.
+        ValueError: the batch does not divide into micro-batches, or an odd one is to be mixed.
     """
 
     def __init__(
@@ -100,6 +101,8 @@ class Stream:
                 f"batch {batch} does not divide into micro-batches of {device_batch} on {world} "
                 f"processes; use a multiple of {device_batch * world}"
             )
+        if device_batch % 2 and any(view.mix for view in views):
+            raise ValueError(f"mixup pairs images, and a micro-batch of {device_batch} is odd; give even batches")
         self.start, self.steps, self.pin = start, steps, pin
         self.micro_batches = batch // (device_batch * world)
         self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range)
@@ -216,7 +219,10 @@ class Samples:
         ]
         return HostBatch(
             crops=tuple(_stack_last(images) for images in crops),
-            plans=tuple(stack(drawn) for drawn in plans),
+            plans=tuple(
+                stack(drawn, plan_mixed(view.mix, view.shape, self.seed, v, positions))
+                for v, (view, drawn) in enumerate(zip(self.views, plans, strict=True))
+            ),
             twins=tuple(_stack_last(images) for images in twins),
             masks=tuple(torch.from_numpy(mask) for mask in masks),
             hidden=tuple(torch.from_numpy(np.flatnonzero(mask)) for mask in masks),
