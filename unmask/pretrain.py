@@ -29,7 +29,7 @@ from .models import parse_run
 from .options import Options, apply, check
 from .parallel import World
 from .recipes import Facts, find, name_of
-from .run import Run, compare
+from .run import CLASSES, Run, compare
 from .show import augmentations, curves
 from .stages import examine, first_stage, held_out_images, keep_tokenizer
 from .train import Evaluate, prepare, train
@@ -41,8 +41,6 @@ Configure = Callable[[RunConfig], RunConfig]
 
 HELD = "holdout.npy"
 """the places of the held-out images, in a run that has some"""
-CLASSES = "classes.json"
-"""the names of the classes by label, in a run that learns from labels"""
 PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
 """what every method logs; the rest is a method's own health, drawn below the loss"""
 

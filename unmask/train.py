@@ -66,6 +66,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
             f"batch {config.batch} is not a multiple of device batch {config.device_batch} x {world.size} processes; "
             f"give a --batch that is, or leave --device-batch out"
         )
+    if config.device_batch % 2 and any(view.mix for view in config.method.views):
+        raise ValueError(f"mixup pairs images, and a micro-batch of {config.device_batch} is odd; give even batches")
     return config, method
 
 

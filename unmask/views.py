@@ -1,9 +1,8 @@
 """Views: how an image becomes the crops that a method sees.
 
 `plan` draws every parameter and touches no pixel; `crop` cuts, resizes and flips on the CPU, in uint8;
-`color` jitters, blurs, solarizes and normalizes a batch on its device, from the plans, and for training
-with labels erases and mixes. So any view of any run can be drawn again from its key, and uint8 crosses to
-the device at a quarter of the size.
+`color` jitters, blurs, solarizes, normalizes, erases and mixes a batch on its device, from the plans. So any
+view of any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
 
 Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint8 bicubic (Pillow's
 algorithm, within one gray level); the photometric operations are in `photometry.py`.
@@ -206,8 +205,8 @@ def random_box(
 def crop(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C h w"]:
     """Cut the plan's box, resize it and mirror it, in uint8; then RandAugment, if it is planned."""
     top, left, height, width = plan.box
-    resized = resize(image[:, top : top + height, left : left + width], plan.shape, plan.interpolation)
-    return randaugment.apply(resized.flip(-1) if plan.flip else resized, plan.augment, plan.fill)
+    cut = resize(image[:, top : top + height, left : left + width], plan.shape, plan.interpolation)
+    return randaugment.apply(cut.flip(-1) if plan.flip else cut, plan.augment, plan.fill)
 
 
 def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
@@ -272,8 +271,7 @@ def stack(plans: list[Plan], mixed: tuple[Mixed, ...] = ()) -> PlanBatch:
     turns.append((OPERATIONS.index("solarize"), [p.solarize for p in plans]))
     chosen = [(operation, np.flatnonzero(who)) for operation, who in turns if any(who)]
     erased = tuple((row, p.erased) for row, p in enumerate(plans) if p.erased is not None)
-    steps, rows = tuple(operation for operation, _ in chosen), tuple(rows for _, rows in chosen)
-    return PlanBatch(factors, steps, rows, erased, mixed)
+    return PlanBatch(factors, tuple(k for k, _ in chosen), tuple(rows for _, rows in chosen), erased, mixed)
 
 
 def color(
@@ -287,7 +285,7 @@ def color(
         mean: of images in [0, 1], one value a channel.
         std: likewise.
     Returns:
-        (x / 255 - mean) / std, fp32, contiguous; erased and mixed where it is planned.
+        (x / 255 - mean) / std, fp32, contiguous.
     """
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
     if plans.steps:
@@ -307,10 +305,8 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
     place = (mean, std, device)
     if place not in _KEPT:
         scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
-        _KEPT[place] = (
-            scale,
-            torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1),
-        )
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+        _KEPT[place] = (scale, shift)
     return _KEPT[place]
 
 

@@ -34,8 +34,7 @@ MaskFunction = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
 
 TRIES = 20
 """substitutes for a bad image before the run gives up"""
-_PREFETCH = 2
-"""micro-batches that each worker has ready"""
+_PREFETCH = 2  # micro-batches that each worker has ready
 
 
 class HostBatch(NamedTuple):
@@ -74,7 +73,7 @@ class Stream:
         channels, value_range: as for `decode`.
         pin: put batches in page-locked memory, for copying to a GPU without waiting.
     Raises:
-        ValueError: the batch does not divide into micro-batches, or an odd one is to be mixed.
+        ValueError: the batch does not divide into micro-batches.
     """
 
     def __init__(
@@ -101,8 +100,6 @@ class Stream:
                 f"batch {batch} does not divide into micro-batches of {device_batch} on {world} "
                 f"processes; use a multiple of {device_batch * world}"
             )
-        if device_batch % 2 and any(view.mix for view in views):
-            raise ValueError(f"mixup pairs images, and a micro-batch of {device_batch} is odd; give even batches")
         self.start, self.steps, self.pin = start, steps, pin
         self.micro_batches = batch // (device_batch * world)
         self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range)
@@ -217,12 +214,10 @@ class Samples:
             np.stack([policy(grid, key(self.seed, "mask", v, p)).reshape(-1) for p in positions])
             for v, (policy, grid) in enumerate(zip(self.masks, self.grids, strict=True))
         ]
+        mixed = [plan_mixed(view.mix, view.shape, self.seed, v, positions) for v, view in enumerate(self.views)]
         return HostBatch(
             crops=tuple(_stack_last(images) for images in crops),
-            plans=tuple(
-                stack(drawn, plan_mixed(view.mix, view.shape, self.seed, v, positions))
-                for v, (view, drawn) in enumerate(zip(self.views, plans, strict=True))
-            ),
+            plans=tuple(map(stack, plans, mixed)),
             twins=tuple(_stack_last(images) for images in twins),
             masks=tuple(torch.from_numpy(mask) for mask in masks),
             hidden=tuple(torch.from_numpy(np.flatnonzero(mask)) for mask in masks),

@@ -34,6 +34,20 @@ NO_DECAY = ("pos_embed", "cls_token")
 """parameters that the official fine-tuning never decays, beside vectors and biases"""
 
 
+def labelled_view(size: int | tuple[int, int], mean: tuple[float, ...], *, mild: bool = False) -> View:
+    """DeiT's view, which the fine-tuning of MAE, BEiT and iBOT shares.
+
+    Args:
+        size: as for View.
+        mean: of the images, in [0, 1]: what RandAugment fills edges with.
+        mild: half of it, for small networks that see an image some tens of times: ours.
+    """
+    random = RandAugment(magnitude=5.0 if mild else 9.0, fill=tuple(round(255 * m) for m in mean))
+    if mild:
+        return View(size, scale=(0.2, 1.0), randaugment=random, mix=Mix(p=0.5, share=2))
+    return View(size, scale=(0.08, 1.0), randaugment=random, erase=0.25, mix=Mix())
+
+
 @dataclass(frozen=True)
 class ClassifyConfig(MethodConfig):
     """Defaults: a ViT-B/16 as DeiT and the fine-tuning of MAE, BEiT and iBOT see images."""
@@ -41,7 +55,7 @@ class ClassifyConfig(MethodConfig):
     # --- what changes results ---
     vit: ViTConfig = ViTConfig(classes=1000, drop_path=0.1)
     """the network, with its head"""
-    views: tuple[View, ...] = (View(224, scale=(0.08, 1.0), randaugment=RandAugment(), erase=0.25, mix=Mix()),)
+    views: tuple[View, ...] = (labelled_view(224, (0.485, 0.456, 0.406)),)
     """one view: random resized crop, flip, RandAugment, erasing, mixup and CutMix"""
     smoothing: float = 0.1
     """part of a label that is spread over all classes"""

@@ -7,10 +7,7 @@ style of DeiT (Touvron et al. 2020, arXiv:2012.12877): strong augmentation, soft
 import dataclasses
 
 from ..config import OptimConfig, RunConfig
-from ..methods.classify import ClassifyConfig
-from ..mixing import Mix
-from ..randaugment import RandAugment
-from ..views import View
+from ..methods.classify import ClassifyConfig, labelled_view
 from ..vit import SIZES, ViTConfig
 from .sizing import Facts, fitting_epochs, fitting_model, fitting_size, measured, published
 
@@ -29,7 +26,7 @@ def supervised(facts: Facts) -> RunConfig:
     lr, batch = (1e-3, 64) if small else (1e-3, 1024)
     return RunConfig(
         recipe="supervised",
-        method=ClassifyConfig(vit=vit, views=(_view(size, facts, small),)),
+        method=ClassifyConfig(vit=vit, views=(labelled_view(size, facts.mean, mild=small),)),
         data=measured(facts),
         optim=_optim(lr, None, weight_decay=0.05, fraction=0.1),
         batch=batch,
@@ -47,7 +44,7 @@ def supervised_nano(facts: Facts) -> RunConfig:
     vit = _vit(32, 4, "nano", facts, drop_path=0.0, pool="mean")
     return RunConfig(
         recipe="supervised-nano",
-        method=ClassifyConfig(vit=vit, views=(_view(32, facts, small=True),)),
+        method=ClassifyConfig(vit=vit, views=(labelled_view(32, facts.mean, mild=True),)),
         data=measured(facts),
         optim=_optim(2e-3, None, weight_decay=0.05, fraction=0.1),
         batch=64,
@@ -64,7 +61,7 @@ def supervised_vit_b16_in1k(facts: Facts) -> RunConfig:
     Cost: 60 H200 hours
     """
     vit = _vit(224, 16, "base", facts, drop_path=0.1, pool="cls")
-    view = View(224, scale=(0.08, 1.0), randaugment=_randaugment(facts), mix=Mix())
+    view = dataclasses.replace(labelled_view(224, facts.mean), erase=0.0)
     return RunConfig(
         recipe="supervised-vit-b16-in1k",
         method=ClassifyConfig(vit=vit, views=(view,), average=0.9999),
@@ -79,18 +76,6 @@ def _vit(size: int, patch: int, model: str, facts: Facts, **fields) -> ViTConfig
     return ViTConfig(
         image_size=size, patch=patch, channels=facts.channels, classes=facts.classes, **fields, **SIZES[model]
     )
-
-
-def _view(size: int, facts: Facts, small: bool) -> View:
-    """DeiT's augmentation; on a CPU, which sees an image some tens of times, half of it."""
-    if small:
-        mild = dataclasses.replace(_randaugment(facts), magnitude=5.0)
-        return View(size, scale=(0.2, 1.0), randaugment=mild, mix=Mix(p=0.5, share=2))
-    return View(size, scale=(0.08, 1.0), randaugment=_randaugment(facts), erase=0.25, mix=Mix())
-
-
-def _randaugment(facts: Facts) -> RandAugment:
-    return RandAugment(fill=tuple(round(255 * m) for m in facts.mean))
 
 
 def _optim(
