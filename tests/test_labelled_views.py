@@ -80,7 +80,7 @@ def test_erased_boxes_are_inside_and_of_timm_s_areas():
         erased = draw_erased((20, 30), key(0, "erase", i))
         assert erased is not None
         top, left, h, w = erased.box
-        assert 0 <= top and top + h <= 20 and 0 <= left and left + w <= 30
+        assert top >= 0 and top + h <= 20 and left >= 0 and left + w <= 30
         assert AREA[0] * 0.7 < h * w / 600 < AREA[1] * 1.2
 
 

@@ -227,15 +227,15 @@ def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
 def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[Tensor, "C h w"]:
     """Cut the evaluation crop: no randomness.
 
-    The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Below 96
-    pixels nothing is trimmed: the short side goes to `size` itself, as small images are framed tight.
+    The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Nothing is trimmed, the
+    short side goes to `size`, from 384 pixels on (as the papers do) and below 96 (small images are framed tight).
 
     Args:
         image: any size.
         size: side of the result, or (height, width), in pixels.
     """
     h, w = pair(size)
-    margin = 256 / 224 if min(h, w) >= 96 else 1.0
+    margin = 256 / 224 if 96 <= min(h, w) < 384 else 1.0
     height, width = image.shape[1:]
     least_h, least_w = round(margin * h), round(margin * w)
     if height * least_w <= width * least_h:  # the height limits; torchvision truncates the other side

@@ -113,7 +113,9 @@ def evaluate(
             model, frozen, (train, test), truth, pools=pools, ks=ks, seed=seed, device=device,
             precision=precision, batch=batch, workers=workers, note=note, progress=progress,
         )  # fmt: skip
-        if "finetune" in protocols and model.backbone is not None:
+        if "finetune" in protocols and model.backbone is None:
+            note(f"{model.name} has no network to fine-tune and no row of finetune")
+        elif "finetune" in protocols:
             from .keep import tuned  # a layer of its own: it trains
 
             rows.append(tuned(
