@@ -8,13 +8,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
     0: "config schedules randomness",
-    1: "vit blocks positions initialize masks views photometry weights",
+    1: "vit blocks positions initialize masks views photometry randaugment erasing mixing weights",
     2: "data",
     3: "methods tokenizers layer_decay",
     4: "run checkpoint parallel optim budget console meter signals recompute allocator",
     5: "train step",
     6: "evaluate show analyze",
-    7: "cli arguments verbs recipes pretrain options stages demo models pictures forecast compare",
+    7: "cli arguments verbs recipes pretrain options stages demo models pictures forecast compare predict",
     8: "testing __init__ __main__",  # the public names and the conformance suite see everything
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

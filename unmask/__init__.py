@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import recipes, show
     from .models import evaluate, load
+    from .predict import predict
     from .pretrain import pretrain
     from .run import Run
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "__version__", "evaluate", "load", "pretrain", "recipes", "show"]
+__all__ = ["Run", "__version__", "evaluate", "load", "predict", "pretrain", "recipes", "show"]
 
 _HOME = {"Run": "run", "load": "models", "recipes": "recipes", "show": "show"}
 """public name -> the module that has it, or is it"""
-_VERBS = {"evaluate": "models", "pretrain": "pretrain"}
+_VERBS = {"evaluate": "models", "predict": "predict", "pretrain": "pretrain"}
 """functions that share their name with a module -> the module that has them"""
 
 

@@ -119,5 +119,6 @@ def fit_device_batch(
     room = 0.8 * (available_memory(world.device) - weights)
     if world.device.type == "cpu":
         room = min(room, CPU_WORKING_SET)
-    fits = largest_divisor(share, max(room, 0) / (1.3 * per_image))
+    unit = 2 if share % 2 == 0 and any(view.mix for view in config.views) else 1  # images are mixed in pairs
+    fits = unit * largest_divisor(share // unit, max(room, 0) / (1.3 * per_image * unit))
     return world.least(fits)  # ranks must agree; the lesser of two divisors is one, too

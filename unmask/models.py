@@ -13,6 +13,7 @@ from .data.sources import Source, open_source
 from .data.survey import survey
 from .evaluate import EvalModel
 from .evaluate import evaluate as judge
+from .evaluate.classifier import FILE, read_classifier
 from .methods.base import Method
 from .positions import pair
 from .randomness import fold
@@ -40,7 +41,7 @@ def load(spec: str) -> ViT:
 
 def evaluate(
     models: Sequence[str],
-    protocols: Sequence[Literal["knn", "linear"]],
+    protocols: Sequence[Literal["knn", "linear", "finetune"]],
     train: str | Source,
     test: str | Source,
     *,
@@ -53,13 +54,13 @@ def evaluate(
 
     Args:
         models: as for `open_model`; compared on the same images.
-        protocols: `knn`, `linear`.
+        protocols: `knn`, `linear`, `finetune`.
         train: labelled DATA that the classifiers learn from.
         test: labelled DATA that they are judged by.
         labels: as for `open_source`.
         seed: of the bootstrap, the probe and the survey.
         device: where to compute.
-        options: of `evaluate.evaluate`: pools, ks, batch, workers, note, progress.
+        options: of `evaluate.evaluate`: pools, ks, batch, workers, note, progress, epochs, lr, save.
     Returns:
         its rows.
     Raises:
@@ -80,7 +81,8 @@ def open_models(
     """
     specs = list(dict.fromkeys(specs))
     sized = {spec for spec in specs if spec == "pixels" or spec.startswith("untrained:")}
-    like = next((parse_run(spec)[0].config.data for spec in specs if spec not in sized), DataConfig())
+    runs = [spec for spec in specs if spec not in sized and not (Path(spec) / FILE).is_file()]
+    like = next((parse_run(spec)[0].config.data for spec in runs), DataConfig())
     facts = Facts()
     if sized:
         side, mean, std = survey(data, seed=seed, channels=like.channels, value_range=like.range)
@@ -100,7 +102,7 @@ def open_model(spec: str, facts: Facts) -> EvalModel:
     """Open a MODEL for evaluation.
 
     Args:
-        spec: `RUN[@STEP][:student|:teacher]`, `untrained:RECIPE` or `pixels`.
+        spec: `RUN[@STEP][:student|:teacher]`, a folder of `evaluate --save`, `untrained:RECIPE` or `pixels`.
         facts: of the data it will see; an untrained model and pixels are sized by them.
     Raises:
         ValueError, FileNotFoundError: there is no such model; says what could be given.
@@ -110,6 +112,10 @@ def open_model(spec: str, facts: Facts) -> EvalModel:
         return EvalModel("pixels", None, (side, side), facts.mean, facts.std, facts.channels)
     if spec.startswith("untrained:"):
         return untrained(find(spec.removeprefix("untrained:"))(facts), spec)
+    if (Path(spec) / FILE).is_file():
+        saved = read_classifier(Path(spec))
+        config = saved.vit.config
+        return EvalModel(spec, saved.vit, config.image_hw, saved.mean, saved.std, config.channels, saved.value_range)
     run, step, part = parse_run(spec)
     backbone, data = vit_of(run.method(step), part), run.config.data
     return EvalModel(spec, backbone, backbone.config.image_hw, data.mean, data.std, data.channels, data.range)

@@ -1,6 +1,8 @@
 """`unmask pretrain`: from a recipe's name and a folder of images to a finished, pictured run."""
 
 import dataclasses
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,21 +17,23 @@ from . import checkpoint, parallel
 from .allocator import keep_memory
 from .config import RunConfig
 from .console import Console
+from .data.classes import class_names
 from .data.sources import Source, holdout_split, open_source
 from .data.stream import HostBatch
 from .data.survey import survey
-from .evaluate import Online
+from .evaluate import Online, classify, renumbered, top1
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
 from .methods.beit import BEiT
 from .methods.codec import Codec
+from .methods.classify import ClassifyConfig
 from .methods.dvae import DVAEConfig
 from .models import parse_run
 from .options import Options, apply, check
 from .parallel import World
 from .pictures import draw_tokens
 from .recipes import Facts, find, name_of
-from .run import Run, compare
+from .run import CLASSES, Run, compare
 from .show import augmentations, curves
 from .stages import (
     RECORD,
@@ -62,6 +66,8 @@ class Plan(NamedTuple):
     """images to evaluate with while training: to learn from, to test"""
     held: np.ndarray | None
     """which images are held out of training; kept with the run"""
+    classes: list[str] | None
+    """names of the classes that are learned, by label; kept with the run"""
     method: Method
     world: World
     notes: list[str]
@@ -142,6 +148,12 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
             f"{config.data.channels} channels, but mean and std of {len(config.data.mean)}; give --channels "
             f"{config.data.channels}, so that they are measured, not --data.channels"
         )
+    classes = class_names(source) if isinstance(config.method, ClassifyConfig) else None
+    if isinstance(config.method, ClassifyConfig) and classes is not None and len(classes) != config.method.vit.classes:
+        raise ValueError(
+            f"{config.data.train} has {len(classes)} classes and the head {config.method.vit.classes}; "
+            f"leave --method.vit.classes out, or give it {len(classes)}"
+        )
     labelled, held, held_out = None, None, None
     if config.data.holdout:  # what was held out stays so, also when --eval-every is no longer asked for
         held = np.load(out / HELD) if (out / HELD).exists() else None
@@ -166,7 +178,8 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
     if config.init_from and fresh:
         config = dataclasses.replace(config, init_from=start_from(config.init_from, method))
         notes.append(f"weights from {config.init_from}")
-    return Plan(config, source, labelled, held, method, world, notes + describe(config, source, method, world))
+    notes += describe(config, source, method, world)
+    return Plan(config, source, labelled, held, classes, method, world, notes)
 
 
 def start_from(spec: str, method: Method) -> str:
@@ -202,6 +215,8 @@ def carry_out(plan: Plan) -> Run:
     if plan.labelled is not None and world.first and isinstance(config.method, DVAEConfig):
         examined = held_out_images(plan.labelled[1], config).to(world.device)
         evaluate = partial(examine, images=examined, temperature=config.method.temperature.end)
+    elif plan.labelled is not None and world.first and plan.classes is not None:
+        evaluate = partial(recognized, test=plan.labelled[1], classes=plan.classes, config=config, device=world.device)
     elif plan.labelled is not None and world.first:
         online = Online(*plan.labelled, seed=config.seed)
         size = config.method.views[0].shape
@@ -229,6 +244,8 @@ def carry_out(plan: Plan) -> Run:
         grids = config.method.grids()
         if plan.held is not None:
             np.save(run.path / HELD, plan.held)
+        if plan.classes is not None:
+            checkpoint.write_atomically(run.path / CLASSES, json.dumps(plan.classes, indent=1) + "\n")
         augmentations.draw(batch.views, where, mean=data.mean, std=data.std, masks=batch.masks, grids=grids)
         if record:
             warn(run, write_record(run, record))
@@ -250,6 +267,18 @@ def warn(run: Run, warnings: list[str]) -> None:
         Console(log=run.path / "log.txt").warn(warning)
 
 
+def recognized(
+    backbone: torch.nn.Module, test: Source, classes: list[str], config: RunConfig, device: torch.device
+) -> dict[str, float]:
+    """What part of the test images a network with labels recognizes."""
+    assert isinstance(backbone, ViT)
+    data = config.data
+    said = classify(backbone, test, mean=data.mean, std=data.std, value_range=data.range, device=device)
+    truth = renumbered(said.labels, test, classes)
+    known = truth >= 0
+    return {"eval/top1": top1(said.probabilities.argmax(1)[known], truth[known])}
+
+
 def _fresh(
     recipe: str, data: str, options: Options, configure: Configure, out: Path, world: World
 ) -> tuple[RunConfig, Source]:
@@ -258,8 +287,9 @@ def _fresh(
     labels = options.labels or "auto"
     source = open_source(data, labels)
     seed, channels = options.seed or 0, options.channels or 3
+    classes = len(class_names(source)) if isinstance(make(Facts()).method, ClassifyConfig) else 0
     side, mean, std = survey(source, seed=seed, channels=channels, value_range=options.range)
-    facts = Facts(len(source), side, channels, mean, std, world.device.type == "cuda")
+    facts = Facts(len(source), side, channels, mean, std, world.device.type == "cuda", classes)
     config = make(facts)
     judged = source.labels is not None or isinstance(config.method, DVAEConfig)  # a tokenizer needs no labels
     holdout = bool(options.eval_every) and options.test is None and judged

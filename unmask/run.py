@@ -4,6 +4,7 @@ config.json        the full resolved RunConfig; enough to rebuild everything
 environment.json   versions, machine, world size; one entry a start
 metrics.jsonl      one object a log event; cut back to the checkpoint's step on resume
 log.txt            the lines a person saw
+classes.json       names of the classes by label, of a run that learns from labels
 bad-files.txt      images that could not be read, with the reason
 checkpoints/       see checkpoint.py
 figures/           pictures
@@ -25,6 +26,9 @@ from .config import SPEED_FIELDS, RunConfig, differences, from_json, to_json
 from .methods.base import Method
 from .parallel import World
 from .vit import ViT
+
+CLASSES = "classes.json"
+"""the names of the classes by label, in a run that learns from labels"""
 
 
 class Run:

@@ -10,6 +10,7 @@ from . import parallel
 from .config import RunConfig
 from .data.stream import HostBatch
 from .methods.base import Batch, Progress
+from .mixing import own_shares
 from .optim import clip_gradients, set_schedules
 from .parallel import World
 from .randomness import fold
@@ -73,6 +74,7 @@ def to_device(host: HostBatch, config: RunConfig, device: torch.device) -> Batch
         masks=tuple(map(there, host.masks)),
         hidden=tuple(map(there, host.hidden)),
         label=there(host.label),
+        own=there(own_shares(host.plans[0].mixed)) if host.plans[0].mixed else None,
         position=there(host.position),
     )
 

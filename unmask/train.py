@@ -69,6 +69,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
             f"give a --batch that is, or leave --device-batch out"
         )
     recompute(method, config.recompute == "on")
+    if config.device_batch % 2 and any(view.mix for view in config.method.views):
+        raise ValueError(f"mixup pairs images, and a micro-batch of {config.device_batch} is odd; give even batches")
     return config, method
 
 

@@ -1,8 +1,8 @@
 """Views: how an image becomes the crops that a method sees.
 
 `plan` draws every parameter and touches no pixel; `crop` cuts, resizes and flips on the CPU, in uint8;
-`color` jitters, blurs, solarizes and normalizes a batch on its device, from the plans. So any view of
-any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
+`color` jitters, blurs, solarizes, normalizes, erases and mixes a batch on its device, from the plans. So any
+view of any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
 
 Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint8 bicubic (Pillow's
 algorithm, within one gray level); the photometric operations are in `photometry.py`.
@@ -19,8 +19,12 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from . import randaugment
+from .erasing import Erased, draw_erased, erase
+from .mixing import Mix, Mixed, mix_images
 from .photometry import LARGEST_RADIUS, OPERATIONS, photometry
 from .positions import pair
+from .randaugment import RandAugment
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ class View:
     """contrast about the whole image's mean gray level, as when jitter comes first (BEiT)"""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """how the crop is resized, antialiased"""
+    randaugment: RandAugment | None = None
+    """with labels: random operations after the flip, on the CPU"""
+    erase: float = 0.0
+    """with labels: chance of a box of noise; fine-tuning 0.25"""
+    mix: Mix | None = None
+    """with labels: mixup and CutMix with another image of the batch"""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,10 +116,15 @@ class Plan(NamedTuple):
     solarize: bool = False
     gray_mean: float = -1.0
     """mean gray level for contrast, 0...255; -1: the crop's own"""
+    augment: tuple[randaugment.Operation, ...] = ()
+    """RandAugment's operations"""
+    fill: tuple[int, ...] = ()
+    """what shows beyond the edges of an image that RandAugment moves"""
+    erased: Erased | None = None
 
 
 class PlanBatch(NamedTuple):
-    """The photometric part of the plans of a batch, as NumPy arrays.
+    """What the plans of a batch leave to the device; the photometric part as NumPy arrays.
 
     `rows[k]` are the samples that operation `steps[k]` (an index into OPERATIONS) applies to, in the
     order of execution: counted here, on the CPU, so that the device is never asked to wait.
@@ -119,6 +134,10 @@ class PlanBatch(NamedTuple):
     """brightness, contrast, saturation, hue, blur radius, mean gray level"""
     steps: tuple[int, ...]
     rows: tuple[Int64[np.ndarray, "_"], ...]
+    erased: tuple[tuple[int, Erased], ...] = ()
+    """(row, box of noise)"""
+    mixed: tuple[Mixed, ...] = ()
+    """runs of rows that are mixed with their neighbors; empty: none is"""
 
 
 def expand(views: tuple[View, ...]) -> tuple[View, ...]:
@@ -152,6 +171,10 @@ def plan(view: View, size: tuple[int, int], rng: np.random.Generator) -> Plan:
         drawn = drawn._replace(radius=float(rng.uniform(*view.blur.radius)))
     if view.solarize:
         drawn = drawn._replace(solarize=bool(rng.random() < view.solarize))
+    if view.randaugment:
+        drawn = drawn._replace(augment=randaugment.draw(view.randaugment, rng), fill=view.randaugment.fill)
+    if view.erase and rng.random() < view.erase:
+        drawn = drawn._replace(erased=draw_erased(view.shape, rng))
     return drawn
 
 
@@ -180,10 +203,10 @@ def random_box(
 
 
 def crop(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C h w"]:
-    """Cut the plan's box, resize it and mirror it, in uint8."""
+    """Cut the plan's box, resize it and mirror it, in uint8; then RandAugment, if it is planned."""
     top, left, height, width = plan.box
-    resized = resize(image[:, top : top + height, left : left + width], plan.shape, plan.interpolation)
-    return resized.flip(-1) if plan.flip else resized
+    cut = resize(image[:, top : top + height, left : left + width], plan.shape, plan.interpolation)
+    return randaugment.apply(cut.flip(-1) if plan.flip else cut, plan.augment, plan.fill)
 
 
 def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
@@ -204,15 +227,15 @@ def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
 def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[Tensor, "C h w"]:
     """Cut the evaluation crop: no randomness.
 
-    The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Below 96
-    pixels nothing is trimmed: the short side goes to `size` itself, as small images are framed tight.
+    The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Nothing is trimmed, the
+    short side goes to `size`, from 384 pixels on (as the papers do) and below 96 (small images are framed tight).
 
     Args:
         image: any size.
         size: side of the result, or (height, width), in pixels.
     """
     h, w = pair(size)
-    margin = 256 / 224 if min(h, w) >= 96 else 1.0
+    margin = 256 / 224 if 96 <= min(h, w) < 384 else 1.0
     height, width = image.shape[1:]
     least_h, least_w = round(margin * h), round(margin * w)
     if height * least_w <= width * least_h:  # the height limits; torchvision truncates the other side
@@ -239,21 +262,22 @@ def gray_mean(image: UInt8[Tensor, "C H W"]) -> float:
     return float(means @ torch.tensor(weights, dtype=torch.float64))
 
 
-def stack(plans: list[Plan]) -> PlanBatch:
-    """Gather the photometric parameters of a batch, and who needs which operation when."""
+def stack(plans: list[Plan], mixed: tuple[Mixed, ...] = ()) -> PlanBatch:
+    """Gather what is to be done to a batch on its device, and who needs which operation when."""
     factors = np.array([(*p.factors, p.radius, p.gray_mean) for p in plans], np.float32)
     turns = [(k, [p.order[turn : turn + 1] == (k,) for p in plans]) for turn in range(4) for k in range(4)]
     turns.append((OPERATIONS.index("gray"), [p.gray for p in plans]))
     turns.append((OPERATIONS.index("blur"), [p.radius > 0 for p in plans]))
     turns.append((OPERATIONS.index("solarize"), [p.solarize for p in plans]))
     chosen = [(operation, np.flatnonzero(who)) for operation, who in turns if any(who)]
-    return PlanBatch(factors, tuple(operation for operation, _ in chosen), tuple(rows for _, rows in chosen))
+    erased = tuple((row, p.erased) for row, p in enumerate(plans) if p.erased is not None)
+    return PlanBatch(factors, tuple(k for k, _ in chosen), tuple(rows for _, rows in chosen), erased, mixed)
 
 
 def color(
     images: UInt8[Tensor, "B C h w"], plans: PlanBatch, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "B C h w"]:
-    """Render the plans' photometric operations on the device of `images`, then normalize.
+    """Render the plans' photometric operations on the device of `images`, normalize, erase, mix.
 
     Args:
         images: crops, on any device.
@@ -267,7 +291,10 @@ def color(
     if plans.steps:
         pixels = photometry(pixels, plans.factors, plans.steps, plans.rows)
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
-    return torch.addcmul(shift, pixels, scale)
+    normalized = torch.addcmul(shift, pixels, scale)
+    erase(normalized, plans.erased)
+    mix_images(normalized, plans.mixed)
+    return normalized
 
 
 _KEPT: dict[tuple, tuple[Tensor, Tensor]] = {}
@@ -278,10 +305,8 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
     place = (mean, std, device)
     if place not in _KEPT:
         scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
-        _KEPT[place] = (
-            scale,
-            torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1),
-        )
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+        _KEPT[place] = (scale, shift)
     return _KEPT[place]
 
 

@@ -61,7 +61,10 @@ class ViTConfig:
     classes: int = 0
     """outputs of a linear head; 0: no head"""
     pool: Literal["cls", "mean"] = "cls"
-    """what the head reads: the normalized class token, or fc_norm of the mean patch"""
+    """what the head reads: the normalized class token, or the mean patch"""
+    head_norm: Literal["after", "before", "none"] = "after"
+    """the final norm of a head on the mean patch: after the mean (MAE, BEiT), or before it (linear probes); none: a
+    probe on a network that has no other"""
     norm_eps: float = 1e-6
     """epsilon of every LayerNorm"""
     gelu: Literal["erf", "tanh"] = "erf"
@@ -81,6 +84,11 @@ class ViTConfig:
     def grid(self) -> tuple[int, int]:
         """Patches in a column and in a row, (gh, gw)."""
         return grid_of(self.image_hw, self.patch_hw)
+
+    @property
+    def normalizes_after_pooling(self) -> bool:
+        """Whether the final norm is fc_norm, after the mean: timm's convention for mean-pooled classifiers."""
+        return self.classes > 0 and self.pool == "mean" and self.head_norm == "after"
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -159,10 +167,10 @@ class ViT(nn.Module):
         self.rel_pos_bias = RelativePositionBias(config.grid, config.heads) if shared else None
         rates = np.linspace(0.0, config.drop_path, config.depth)  # fidelity: block 0 gets 0, the last all
         self.blocks = nn.ModuleList(self.block(float(rate)) for rate in rates)
-        # timm's convention: a mean-pooled classifier normalizes after pooling, and has no `norm`
-        after_pooling = config.classes > 0 and config.pool == "mean"
-        self.norm = nn.Identity() if after_pooling else nn.LayerNorm(d, eps=config.norm_eps)
-        self.fc_norm = nn.LayerNorm(d, eps=config.norm_eps) if after_pooling else nn.Identity()
+        after = config.normalizes_after_pooling
+        without = after or (config.classes > 0 and config.head_norm == "none")
+        self.norm = nn.Identity() if without else nn.LayerNorm(d, eps=config.norm_eps)
+        self.fc_norm = nn.LayerNorm(d, eps=config.norm_eps) if after else nn.Identity()
         self.head = nn.Linear(d, config.classes) if config.classes else nn.Identity()
         initialize(self, config.init)
 
@@ -253,7 +261,7 @@ class ViT(nn.Module):
         return Tokens(x[:, :prefix], x[:, prefix:], grid)
 
     def logits(self, image: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
-        """Class scores: the head on the class token, or on fc_norm of the mean patch."""
+        """Class scores: the head on the class token, or on the mean patch, normalized as `fc_norm` says."""
         tokens = self(image)
         pooled = tokens.prefix[:, 0] if self.config.pool == "cls" else tokens.patches.mean(1)
         return self.head(self.fc_norm(pooled))

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..mixing import plan_mixed
 from ..randomness import fold, key, shuffled_index
 from ..views import PlanBatch, View, crop, expand, gray_mean, plan, stack, twin
 from .decode import decode
@@ -33,8 +34,7 @@ MaskFunction = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
 
 TRIES = 20
 """substitutes for a bad image before the run gives up"""
-_PREFETCH = 2
-"""micro-batches that each worker has ready"""
+_PREFETCH = 2  # micro-batches that each worker has ready
 
 
 class HostBatch(NamedTuple):
@@ -214,9 +214,10 @@ class Samples:
             np.stack([policy(grid, key(self.seed, "mask", v, p)).reshape(-1) for p in positions])
             for v, (policy, grid) in enumerate(zip(self.masks, self.grids, strict=True))
         ]
+        mixed = [plan_mixed(view.mix, view.shape, self.seed, v, positions) for v, view in enumerate(self.views)]
         return HostBatch(
             crops=tuple(_stack_last(images) for images in crops),
-            plans=tuple(stack(drawn) for drawn in plans),
+            plans=tuple(map(stack, plans, mixed)),
             twins=tuple(_stack_last(images) for images in twins),
             masks=tuple(torch.from_numpy(mask) for mask in masks),
             hidden=tuple(torch.from_numpy(np.flatnonzero(mask)) for mask in masks),

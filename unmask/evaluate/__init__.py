@@ -4,8 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classified import Classified, classify
     from .features import Features, extract, pixels
     from .knn import KNN, FittedKNN
+    from .labels import renumbered
     from .metrics import balanced, bootstrap, top1
     from .online import Online
     from .probe import FittedLinear, LinearProbe
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KNN",
+    "Classified",
     "EvalModel",
     "Features",
     "FittedKNN",
@@ -22,16 +25,20 @@ __all__ = [
     "Online",
     "balanced",
     "bootstrap",
+    "classify",
     "evaluate",
     "extract",
     "pixels",
+    "renumbered",
     "table",
     "top1",
 ]
 
 _HOME = {
+    "classified": ("Classified", "classify"),
     "features": ("Features", "extract", "pixels"),
     "knn": ("KNN", "FittedKNN"),
+    "labels": ("renumbered",),
     "metrics": ("balanced", "bootstrap", "top1"),
     "online": ("Online",),
     "probe": ("FittedLinear", "LinearProbe"),

@@ -55,6 +55,26 @@ def _labels(source: Source, part: str, note: Note) -> Int[np.ndarray, "S"]:
     return labels
 
 
+def renumbered(labels: Int[np.ndarray, "S"], source: Source, classes: list[str]) -> Int[np.ndarray, "S"]:
+    """Labels of a source in the numbers of a classifier; a source without names uses those numbers.
+
+    Raises:
+        ValueError: the source has a class that the classifier does not know.
+    """
+    names = source.classes or [str(i) for i in range(len(classes))]
+    if not source.classes and len(labels) and int(labels.max()) >= len(classes):
+        raise ValueError(f"label {int(labels.max())} of {source.name}; the classifier has {len(classes)} classes")
+    if source.classes:
+        foreign = [names[i] for i in np.unique(labels[labels >= 0]) if names[i] not in classes]
+        if foreign:
+            raise ValueError(
+                f"the classifier does not know {_list(foreign)} of {source.name}; it knows {_list(classes)}"
+            )
+        numbers = np.array([classes.index(name) if name in classes else -1 for name in names])
+        return np.where(labels >= 0, numbers[labels], -1)
+    return labels
+
+
 def _renumber(train: list[str], test: list[str]) -> Int[np.ndarray, "C"]:
     """For each test class the training set's number of the same name."""
     absent, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from .labels import Note, match_labels
 from .metrics import balanced, bootstrap, top1
 from .probe import LinearProbe
 
-Protocol = Literal["knn", "linear"]
+Protocol = Literal["knn", "linear", "finetune"]
 Labelled = tuple[np.ndarray, np.ndarray]
 """features [S D] and labels [S]"""
 
@@ -68,12 +69,15 @@ def evaluate(
     workers: int = -1,
     note: Note | None = None,
     progress: Callable[[str], Report] | None = None,
+    epochs: float | None = None,
+    lr: float | None = None,
+    save: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Judge frozen features by labelled images.
+    """Judge models by labelled images: frozen features, or fine-tuned.
 
     Args:
         models: compared on the same images, each prepared in its own way.
-        protocols: `knn` (KNN), `linear` (LinearProbe).
+        protocols: `knn` (KNN), `linear` (LinearProbe), `finetune` (finetune.py).
         train: labelled images that the classifiers learn from.
         test: labelled images that they are judged by; classes are matched by name where both have names.
         pools: which features; both by default, for the better one differs between methods.
@@ -85,6 +89,10 @@ def evaluate(
         workers: decoding processes.
         note: told what a reader of the numbers must know; None: standard error.
         progress: makes the progress callback of a named piece of work.
+        epochs: of fine-tuning, instead of the setting's.
+        lr: likewise.
+        save: a folder for the classifier of the one model and the one protocol, linear or finetune; fine-tuning
+            is resumable there.
     Returns:
         rows of model, protocol, features, layer, k (None for linear), top1, balanced, ci_low, ci_high
         (95 % bootstrap interval of top1), n_train, n_test. Fractions, not percent.
@@ -94,16 +102,39 @@ def evaluate(
     """
     if not models or not protocols:
         raise ValueError("evaluate: no model or no protocol; give at least one model and knn, linear or both")
+    check_save(save, models, protocols)
     note = _once(note or _say)
     truth = match_labels(train, test, note)
     ks = _fitting(ks, int((truth[0] >= 0).sum()), note) if "knn" in protocols else ()
     rows = []
+    frozen: list[Protocol] = [protocol for protocol in protocols if protocol != "finetune"]
     for model in models:
         rows += judge(
-            model, protocols, (train, test), truth, pools=pools, ks=ks, seed=seed, device=device,
+            model, frozen, (train, test), truth, pools=pools, ks=ks, seed=seed, device=device,
             precision=precision, batch=batch, workers=workers, note=note, progress=progress,
         )  # fmt: skip
+        if "finetune" in protocols and model.backbone is None:
+            note(f"{model.name} has no network to fine-tune and no row of finetune")
+        elif "finetune" in protocols:
+            from .keep import tuned  # a layer of its own: it trains
+
+            rows.append(tuned(
+                model, (train, test), truth, epochs=epochs, lr=lr, seed=seed, device=device, workers=workers,
+                save=save, note=note,
+            ))  # fmt: skip
+    if save is not None and "linear" in protocols:
+        from .keep import keep_linear
+
+        best = max((row for row in rows if row["protocol"] == "linear"), key=lambda row: row["top1"])
+        keep_linear(models[0], train, truth[0], best, save, seed=seed, device=device, workers=workers)
     return rows
+
+
+def check_save(save: Path | None, models: Sequence[EvalModel], protocols: Sequence[str]) -> None:
+    """Refuse to keep what is not one classifier, before hours are spent."""
+    kept = [protocol for protocol in protocols if protocol in ("linear", "finetune")]
+    if save is not None and (len(models) != 1 or len(kept) != 1 or models[0].backbone is None):
+        raise ValueError(f"--save {save} keeps one classifier: give one model, not pixels, and linear or finetune")
 
 
 def judge(
@@ -123,6 +154,8 @@ def judge(
     progress: Callable[[str], Report] | None = None,
 ) -> list[dict[str, Any]]:
     """Judge one model by labels that are known to match (`match_labels`); arguments as for `evaluate`."""
+    if not protocols:
+        return []
     _, backbone, size, mean, std, channels, value_range = model
     how: dict[str, Any] = {
         "size": size,

@@ -25,6 +25,8 @@ class Batch(NamedTuple):
     """flat indices of True in B*N, counted on the CPU so that the device is never asked to wait"""
     label: Int[Tensor, "B"] | None = None
     """class of each image, -1 unknown"""
+    own: Float[Tensor, "B"] | None = None
+    """share of an image's own label where images are mixed; the rest is its neighbor's (mixing.py)"""
     position: Int[Tensor, "B"] | None = None
     """global sample positions: they name every random draw of this batch"""
     shares: tuple[Float[Tensor, ""], ...] = ()

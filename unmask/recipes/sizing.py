@@ -17,6 +17,8 @@ class Facts(NamedTuple):
     """of the training images, in [0, 1]"""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     gpu: bool = False
+    classes: int = 1000
+    """of the labels, where there are any"""
 
 
 def fitting_size(side: int) -> tuple[int, int]:

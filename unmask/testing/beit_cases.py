@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -10,17 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import DataConfig, OptimConfig, RunConfig
-from ..layer_decay import layer_decay_groups, layer_id
+from ..layer_decay import layer_id
 from ..masks import BlockMask
 from ..methods.base import Batch, Group, Progress
 from ..methods.beit import BEiT, BEiTConfig
+from ..methods.classify import Classify, ClassifyConfig
 from ..optim import build_optimizer
 from ..parallel import World
 from ..positions import RelativePositionBias, relative_position_index
 from ..schedules import StepCosine
 from ..step import share_hidden, update
 from ..views import View
-from ..vit import ViT, ViTConfig
+from ..vit import ViTConfig
 from ..weights.beit import from_official, to_official
 from .draws import PythonDraws
 
@@ -163,10 +164,9 @@ def groups_and_schedule(case: Case) -> Produced:
         out[f"cosine_{i}"] = torch.tensor(values, dtype=torch.float64)
     model = config["model"]
     pool = "mean" if model["use_mean_pooling"] else "cls"
-    vit = ViT(vit_config(model, classes=model["num_classes"], pool=pool))
-    groups = layer_decay_groups(vit, model["depth"], config["layer_decay"])
+    classify = classifier(model, pool, layer_decay=config["layer_decay"])
     out["finetune_groups"] = compare_groups(
-        flat(groups, config["weight_decay"]), expected["finetune_groups_in_order"], vit
+        flat(classify.parameter_groups(), config["weight_decay"]), expected["finetune_groups_in_order"], classify
     )
     for name, value in expected.items():
         if name.startswith("pretraining_groups"):
@@ -200,12 +200,17 @@ def flat(groups: list[Group], weight_decay: float) -> dict[str, tuple[float, flo
 
 def compare_groups(ours: dict[str, tuple[float, float]], theirs: list[dict[str, Any]], model: nn.Module) -> float:
     """0 where every parameter has its official group's weight decay and rate scale, else infinity."""
-    grid, prefix = (1, 1), "vit." if isinstance(model, BEiT) else ""
-    names = {id(v): k for k, v in to_official(dict(model.named_parameters()), grid, prefix).items()}
+    names = {id(v): k for k, v in to_official(dict(model.named_parameters()), (1, 1)).items()}
     mine = {names[id(p)]: ours[name] for name, p in model.named_parameters()}
     wanted = {name: (g["weight_decay"], g["lr_scale"]) for g in theirs for name in g["params"]}
     same = mine.keys() == wanted.keys() and all(np.allclose(mine[n], wanted[n], rtol=1e-9, atol=0) for n in mine)
     return 0.0 if same else float("inf")
+
+
+def classifier(model: dict[str, Any], pool: Literal["cls", "mean"], eps: float = 1e-6, **fields: Any) -> Classify:
+    """Our classifier for the official fine-tuning model."""
+    vit = vit_config(model, eps, classes=model["num_classes"], pool=pool)
+    return ClassifyConfig(vit=vit, views=(View(vit.image_size),), head_std=2e-5, **fields).build()
 
 
 @torch.no_grad()
@@ -215,7 +220,7 @@ def finetune(case: Case) -> Produced:
     for name, model in case.config["models"].items():
         mean = model["use_mean_pooling"]
         eps = case.config.get("layer_norm_eps", 1e-6)
-        vit = ViT(vit_config(model, eps, classes=model["num_classes"], pool="mean" if mean else "cls"))
+        vit = classifier(model, "mean" if mean else "cls", eps).vit
         vit.load_state_dict(from_official(case.weights[name], prefix=""))
         image = case.inputs[f"imgs_{name}"]
         tokens = vit(image)

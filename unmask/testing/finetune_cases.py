@@ -8,19 +8,20 @@ import torch
 from torch import nn
 
 from ..config import OptimConfig
-from ..layer_decay import layer_decay_groups
 from ..methods.base import Group
+from ..methods.classify import Classify, ClassifyConfig
 from ..optim import build_optimizer, set_schedules
 from ..schedules import Progress, WarmupCosine
-from ..vit import ViT, ViTConfig
+from ..views import View
+from ..vit import ViTConfig
 from .mae_cases import Produced
 
 if TYPE_CHECKING:
     from .goldens import Case
 
 
-def build(model: dict[str, Any], mean_pooled: bool, config: dict[str, Any]) -> ViT:
-    """Our classifier for the official `models_vit.VisionTransformer`."""
+def build(model: dict[str, Any], mean_pooled: bool, config: dict[str, Any], layer_decay: float = 1.0) -> Classify:
+    """Our classifier for the official `models_vit.VisionTransformer`, as fine-tuning builds it."""
     vit = ViTConfig(
         image_size=model["img_size"],
         patch=model["patch_size"],
@@ -34,7 +35,8 @@ def build(model: dict[str, Any], mean_pooled: bool, config: dict[str, Any]) -> V
         classes=model["num_classes"],
         pool="mean" if mean_pooled else "cls",
     )
-    return ViT(vit)
+    view = View(vit.image_size)
+    return ClassifyConfig(vit=vit, views=(view,), layer_decay=layer_decay, head_std=2e-5).build()
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def classifier(case: Case) -> Produced:
     """Features and logits with the class token, and with fc_norm of the mean patch."""
     out: Produced = {}
     for group, mean_pooled in (("global_pool_false", False), ("global_pool_true", True)):
-        vit = build(case.config["model"], mean_pooled, case.config)
+        vit = build(case.config["model"], mean_pooled, case.config).vit
         vit.load_state_dict(case.weights[group])
         image = case.inputs["imgs"]
         tokens = vit(image)
@@ -55,8 +57,8 @@ def classifier(case: Case) -> Produced:
 def param_groups(case: Case) -> Produced:
     """Rate scale and weight decay of every parameter, and the schedule on fractional epochs."""
     config, groups = case.config, case.outputs_json
-    vit = build(config["model"], config["global_pool"], config)
-    ours = layer_decay_groups(vit, config["model"]["depth"], config["layer_decay"])
+    method = build(config["model"], config["global_pool"], config, config["layer_decay"])
+    ours = [g._replace(names=[n.removeprefix("vit.") for n in g.names]) for g in method.parameter_groups()]
     decay = config["weight_decay"]
     flat = {n: (g.lr_scale, decay if g.decay else 0.0) for g in ours for n in g.names}
     order = groups["parameter_order"]

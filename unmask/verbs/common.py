@@ -47,12 +47,21 @@ def progress_line(console: Any) -> Iterator[Callable[[str], Callable[[int, int],
     """One line that says what is being done and how far it is; gone when it is done."""
     from rich.live import Live
 
-    with Live(console=console.rich, transient=True, auto_refresh=False) as line:
+    line = Live(console=console.rich, transient=True, auto_refresh=False)
 
-        def of(name: str) -> Callable[[int, int], None]:
-            return lambda done, total: line.update(f"{name}: {done:,} of {total:,} images", refresh=True)
+    def of(name: str) -> Callable[[int, int], None]:
+        def at(done: int, total: int) -> None:
+            line.start()
+            line.update(f"{name}: {done:,} of {total:,} images", refresh=True)
+            if done >= total:  # fine-tuning has a bar of its own
+                line.stop()
 
+        return at
+
+    try:
         yield of
+    finally:
+        line.stop()
 
 
 def words(text: str, known: tuple[str, ...], option: str) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..arguments import parse
 from ..config import UsageError, to_json
 from .common import Common, Result, progress_line, words
 
-PROTOCOLS = ("knn", "linear")
+PROTOCOLS = ("knn", "linear", "finetune")
 """of `unmask evaluate`"""
 
 ABOUT = "MODEL... PROTOCOL... --train DATA --test DATA: what the features are worth"
@@ -32,7 +33,7 @@ def run(arguments: list[str]) -> Result:
     @dataclass(frozen=True)
     class Arguments(Common):
         what: tyro.conf.Positional[tuple[str, ...]] = ()
-        """MODEL... PROTOCOL...: runs, untrained:RECIPE, pixels; then knn, linear"""
+        """MODEL... PROTOCOL...: runs, untrained:RECIPE, pixels; then knn, linear, finetune"""
         train: str = ""
         """labelled images that the classifiers learn from"""
         test: str = ""
@@ -51,6 +52,12 @@ def run(arguments: list[str]) -> Result:
         """auto, cpu, cuda or cuda:1"""
         workers: int = -1
         """decoding processes (default: up to four)"""
+        epochs: float | None = None
+        """of fine-tuning (default: the published setting of the method and size, or a short one of ours)"""
+        lr: float | None = None
+        """peak learning rate of fine-tuning (default: as epochs)"""
+        save: Path | None = None
+        """keep the classifier (of linear or finetune) for `unmask predict`; fine-tuning goes on from there"""
         out: Path | None = None
         """write the results as JSON, with everything needed to repeat them"""
 
@@ -67,12 +74,16 @@ def run(arguments: list[str]) -> Result:
         if given.out.is_dir():
             raise UsageError(f"--out {given.out} is a folder; give a file, as in --out {given.out / 'results.json'}")
         given.out.parent.mkdir(parents=True, exist_ok=True)
+    for name, value in (("--epochs", given.epochs), ("--lr", given.lr)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name} {value}: give a positive number")
     world = parallel.start(given.device)
     console = Console(world.first)
     with progress_line(console) as progress:
         rows = judge(
             models, asked, given.train, given.test, labels=given.labels, pools=pools, ks=ks, seed=given.seed,
             device=world.device, workers=given.workers, note=console.say, progress=progress,
+            epochs=given.epochs, lr=given.lr, save=given.save,
         )  # fmt: skip
     console.rich.print(table(rows))
     if given.out is not None:

@@ -1,0 +1,175 @@
+"""Saved classifiers and `unmask predict`: what is kept, what is written, and what has no classifier."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from cli_toys import SHORT, pictures, unmask
+from test_evaluate import MEAN, STD, sets, vit
+
+from unmask.data.sources import open_source
+from unmask.evaluate import EvalModel, LinearProbe, evaluate, extract
+from unmask.evaluate.classifier import Classifier, linear_classifier, read_classifier, write_classifier
+from unmask.predict import open_classifier, predict
+from unmask.vit import ViT, ViTConfig
+
+NAMES = ["across", "down", "wide"]
+
+
+def model(**fields):
+    torch.manual_seed(0)
+    backbone = ViT(ViTConfig(image_size=16, patch=4, width=24, depth=1, heads=3, **fields)).eval()
+    torch.nn.init.normal_(backbone.norm.weight) if hasattr(backbone.norm, "weight") else None
+    return EvalModel("run", backbone, (16, 16), MEAN, STD)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("classes", [0, 7])
+def test_a_kept_linear_probe_says_what_the_probe_said(pool, classes, tmp_path):
+    """Also on a network with a head of another class count, which normalizes after pooling."""
+    given, (train, _) = model(classes=classes, pool="mean"), sets()
+    features = extract(given.backbone, train, size=given.size, mean=MEAN, std=STD, workers=0).values[pool]
+    fitted = LinearProbe().fit(features, train.labels)
+    write_classifier(tmp_path, linear_classifier(given, fitted, pool, NAMES))
+    kept = read_classifier(tmp_path)
+    said = predict(kept, train, workers=0)
+    expected = fitted.logits(features).softmax(1)
+    assert kept.classes == NAMES
+    assert kept.vit.config.pool == pool
+    assert [row[0] for row in said.classes] == [NAMES[i] for i in fitted.predict(features)]
+    np.testing.assert_allclose([row[0] for row in said.probabilities], expected.max(1).values, atol=1e-4)
+
+
+def test_a_class_that_the_probe_never_saw_is_never_answered():
+    given, (train, _) = model(), sets()
+    features = extract(given.backbone, train, size=given.size, mean=MEAN, std=STD, workers=0).values["cls"]
+    fitted = LinearProbe().fit(features, np.where(train.labels == 1, 2, train.labels))
+    kept = linear_classifier(given, fitted, "cls", NAMES)
+    assert {row[0] for row in predict(kept, train, workers=0).classes} <= {"across", "wide"}
+
+
+def test_writing_again_leaves_one_classifier_and_no_scrap(tmp_path):
+    for classes in (["a", "b"], ["a", "b", "c"]):
+        network = ViT(ViTConfig(image_size=16, patch=4, width=24, depth=1, heads=3, classes=len(classes)))
+        write_classifier(tmp_path, Classifier(network, classes, MEAN, STD, (0.0, 4095.0), {"top1": 0.5}))
+    kept = read_classifier(tmp_path)
+    assert (kept.classes, kept.mean, kept.value_range, kept.about) == (
+        ["a", "b", "c"],
+        MEAN,
+        (0.0, 4095.0),
+        {"top1": 0.5},
+    )
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["not json", "{}", "weights", "names"])
+def test_a_damaged_classifier_is_said_to_be(damage, tmp_path):
+    network = ViT(ViTConfig(image_size=16, patch=4, width=24, depth=1, heads=3, classes=2))
+    file = write_classifier(tmp_path, Classifier(network, ["a", "b"], MEAN, STD))
+    if damage == "weights":
+        next(tmp_path.glob("*.safetensors")).write_bytes(b"short")
+    elif damage == "names":
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"classes": ["a"]}))
+    else:
+        file.write_text(damage)
+    with pytest.raises(ValueError, match=r"make it again"):
+        read_classifier(tmp_path)
+
+
+def test_save_keeps_one_classifier_only(tmp_path):
+    train, test = sets(12, 6)
+    pixels = EvalModel("pixels", None, (16, 16), MEAN, STD)
+    for models, protocols in (
+        ([model(), model()], ["linear"]),
+        ([model()], ["linear", "finetune"]),
+        ([pixels], ["linear"]),
+    ):
+        with pytest.raises(ValueError, match="keeps one classifier"):
+            evaluate(models, protocols, train, test, save=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("data") / "photos", 24, classes="abc")
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert unmask("pretrain", "supervised-nano", photos, "--out", out, *SHORT).code == 0
+    return out
+
+
+def test_a_run_with_labels_predicts_and_lists_what_it_cannot_read(run, tmp_path):
+    folder = pictures(tmp_path / "new", 4)
+    (folder / "broken.png").write_bytes(b"\x89PNG no more")
+    said = unmask("predict", run, folder, "--out", tmp_path / "out" / "p.csv", "--workers", "0")
+    assert said.code == 0
+    assert (said.json["n"], said.json["skipped"]) == (4, 1)
+    rows = list(csv.DictReader((tmp_path / "out" / "p.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["key", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
+    assert [row["key"] for row in rows] == ["000.png", "001.png", "002.png", "003.png"]
+    for row in rows:
+        chances = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
+        assert chances == sorted(chances, reverse=True)
+        assert sum(chances) == pytest.approx(1, abs=1e-5)
+        assert {row["class"], row["class_2"], row["class_3"]} == {"a", "b", "c"}
+    bad = (tmp_path / "out" / "p.csv.bad.txt").read_text()
+    assert bad.startswith("broken.png\t")
+    assert "skipped broken.png" in said.err
+
+
+def test_evaluate_saves_a_probe_that_predict_and_evaluate_use(run, photos, tmp_path):
+    kept = tmp_path / "kept"
+    words = ("--train", photos, "--test", photos, "--workers", "0")
+    said = unmask("evaluate", run, "linear", *words, "--save", kept)
+    assert said.code == 0
+    assert unmask("predict", kept, photos, "--out", tmp_path / "p.csv", "--top", "1", "--workers", "0").code == 0
+    rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
+    assert rows[0] == ["key", "class", "probability"]
+    right = np.mean([key.split("/")[0] == name for key, name, _ in rows[1:]])
+    best = max(row["top1"] for row in said.json["results"])
+    assert right == pytest.approx(best)  # tested on the images that it learned from
+    assert read_classifier(kept).about["top1"] == best
+    assert unmask("evaluate", kept, "knn", *words, "--k", "3").code == 0
+
+
+def test_a_model_without_a_classifier_is_told_how_to_get_one(tmp_path, photos):
+    for spec in ("pixels", "untrained:mae-nano"):
+        said = unmask("predict", spec, photos, "--out", tmp_path / "p.csv")
+        assert said.code == 1
+        assert f"{spec} has no classifier; make one: unmask evaluate {spec} linear" in said.line
+    with pytest.raises(FileNotFoundError, match="no model"):
+        open_classifier(str(tmp_path / "absent"))
+
+
+def test_supervised_needs_labels_and_two_classes(tmp_path):
+    flat = pictures(tmp_path / "flat", 8)
+    said = unmask("pretrain", "supervised-nano", flat, "--out", tmp_path / "run", *SHORT)
+    assert said.code == 1 and "have no labels" in said.line
+    one = pictures(tmp_path / "one", 8, classes="a")
+    said = unmask("pretrain", "supervised-nano", one, "--out", tmp_path / "run", "--labels", "folder", *SHORT)
+    assert said.code == 1 and "have one class, a" in said.line
+
+
+def test_an_odd_batch_and_a_head_of_another_size_are_refused(photos, tmp_path):
+    shape = ("--steps", "1", "--workers", "0", "--device", "cpu")
+    said = unmask("pretrain", "supervised-nano", photos, "--out", tmp_path / "odd", *shape, "--batch", "5")
+    assert said.code == 1 and "is odd" in said.line
+    said = unmask("pretrain", "supervised-nano", photos, "--out", tmp_path / "k", *SHORT, "--method.vit.classes", "9")
+    assert said.code == 1 and "has 3 classes and the head 9" in said.line
+
+
+def test_test_classes_that_were_not_learned_are_named(photos, tmp_path):
+    other = pictures(tmp_path / "other", 6, classes="ax")
+    words = ("--out", tmp_path / "run", *SHORT, "--test", other, "--eval-every", "3")
+    said = unmask("pretrain", "supervised-nano", photos, *words)
+    assert said.code == 1 and "does not know x" in said.line
+
+
+def test_labels_of_a_source_without_labels_are_no_obstacle(run, photos):
+    source = open_source(str(photos), "none")
+    assert len(predict(str(run), source, workers=0).keys) == 24
+    assert vit().config.classes == 0

@@ -1,0 +1,120 @@
+"""`unmask predict`: a saved classifier's answer for every image, as a table."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .checkpoint import write_atomically
+from .data.record import Source
+from .data.sources import open_source
+from .evaluate import classify
+from .evaluate.classifier import FILE, Classifier, read_classifier
+from .evaluate.features import Report
+from .methods.classify import Classify, ClassifyConfig
+from .models import parse_run
+from .run import CLASSES
+
+TOP = 5
+"""classes of a row, at most"""
+
+
+class Answers(NamedTuple):
+    """What a classifier said."""
+
+    keys: list[str]
+    """the source's name for each readable image"""
+    classes: list[list[str]]
+    """for each image its likeliest classes, the likeliest first"""
+    probabilities: list[list[float]]
+    """of those classes"""
+    skipped: list[str]
+    """unreadable images: key and reason"""
+
+
+def open_classifier(spec: str) -> Classifier:
+    """Open a MODEL that has a classifier.
+
+    Args:
+        spec: a folder of `evaluate --save`, or a run of a recipe with labels, `RUN[@STEP]`.
+    Raises:
+        ValueError, FileNotFoundError: there is none; names the command that makes one.
+    """
+    if (Path(spec) / FILE).is_file():
+        return read_classifier(Path(spec))
+    cure = f"make one: unmask evaluate {spec} linear --train DATA --test DATA --save CLASSIFIER"
+    if spec == "pixels" or spec.startswith(("untrained:", "timm:", "hf:")) or Path(spec).is_file():
+        raise ValueError(f"{spec} has no classifier; {cure}")
+    run, step, _ = parse_run(spec, "give a folder of `evaluate --save`, or a run of `pretrain supervised`")
+    if not isinstance(run.config.method, ClassifyConfig):
+        raise ValueError(f"{spec} is a run without labels and has no classifier; {cure}")
+    method, data = run.method(step), run.config.data
+    assert isinstance(method, Classify)
+    names = json.loads((run.path / CLASSES).read_text(encoding="utf-8"))
+    return Classifier(method.backbone(), names, data.mean, data.std, data.range, {"model": spec})
+
+
+def predict(
+    model: str | Classifier,
+    images: str | Source,
+    out: str | Path | None = None,
+    *,
+    top: int = TOP,
+    device: torch.device | str = "cpu",
+    workers: int = -1,
+    progress: Report | None = None,
+) -> Answers:
+    """Classify images, labelled or not.
+
+    Args:
+        model: as for `open_classifier`, or a classifier.
+        images: DATA; unreadable ones are skipped and listed.
+        out: a CSV file to write: key, class, probability, then class_2, probability_2, ... up to `top`;
+            what was skipped goes to the same name with `.bad.txt`, a key and a reason a line.
+        top: likeliest classes of each image.
+        device, workers, progress: as for `evaluate`.
+    Raises:
+        ValueError, OSError: no classifier, no image that can be read; one line with the cure.
+    """
+    classifier = open_classifier(model) if isinstance(model, str) else model
+    source = open_source(images, "none") if isinstance(images, str) else images
+    said = classify(
+        classifier.vit.to(device), source, mean=classifier.mean, std=classifier.std,
+        value_range=classifier.value_range, device=device, workers=workers, progress=progress,
+    )  # fmt: skip
+    best = np.argsort(-said.probabilities, axis=1, kind="stable")[:, :top]
+    chances = np.take_along_axis(said.probabilities, best, axis=1)
+    names = [[classifier.classes[i] for i in row] for row in best]
+    answers = Answers(said.keys, names, [[float(p) for p in row] for row in chances], said.skipped)
+    if out is not None:
+        write(answers, Path(out))
+    return answers
+
+
+def write(answers: Answers, out: Path) -> None:
+    """Write the table, and the list of what was skipped where there is something."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    width = len(answers.classes[0])
+    later = [f"{name}_{i}" for i in range(2, width + 1) for name in ("class", "probability")]
+    table.writerow(["key", "class", "probability", *later])
+    for key, classes, chances in zip(answers.keys, answers.classes, answers.probabilities, strict=True):
+        cells = [cell for name, chance in zip(classes, chances, strict=True) for cell in (name, f"{chance:.6f}")]
+        table.writerow([key, *cells])
+    write_atomically(out, text.getvalue())
+    bad = bad_file(out)
+    if answers.skipped:
+        lines = (line.replace("\n", " ") for line in answers.skipped)
+        write_atomically(bad, "".join(line.replace(": ", "\t", 1) + "\n" for line in lines))
+    else:
+        bad.unlink(missing_ok=True)
+
+
+def bad_file(out: Path) -> Path:
+    """Where the unreadable images of a table are listed."""
+    return out.with_name(out.name + ".bad.txt")

@@ -1,0 +1,54 @@
+"""`unmask predict MODEL IMAGES --out FILE.csv`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..arguments import parse
+from ..config import UsageError
+from .common import Common, Result, progress_line
+
+ABOUT = "MODEL IMAGES --out FILE.csv: classes of images, by a saved classifier"
+
+
+def run(arguments: list[str]) -> Result:
+    """Classify images and write a table."""
+    import tyro
+
+    from .. import parallel
+    from ..console import Console
+    from ..predict import bad_file, predict
+
+    @dataclass(frozen=True)
+    class Arguments(Common):
+        model: tyro.conf.Positional[str] = ""
+        """a folder of `evaluate --save`, or a run of `pretrain supervised`"""
+        images: tyro.conf.Positional[str] = ""
+        """a folder, tar or parquet (or a quoted glob), hf:NAME, image files; labels are not needed"""
+        out: Path | None = None
+        """the table: key, class, probability, and the next likeliest"""
+        top: int = 5
+        """likeliest classes of each image"""
+        device: str = "auto"
+        """auto, cpu, cuda or cuda:1"""
+        workers: int = -1
+        """decoding processes (default: up to four)"""
+
+    given = parse(Arguments, arguments, "predict", ABOUT)
+    if not given.model or not given.images or given.out is None:
+        raise UsageError("predict needs MODEL, IMAGES and --out FILE.csv")
+    if given.top < 1:
+        raise UsageError(f"--top {given.top}: give at least 1")
+    if given.out.is_dir():
+        raise UsageError(f"--out {given.out} is a folder; give a file, as in --out {given.out / 'predictions.csv'}")
+    world = parallel.start(given.device)
+    console = Console(world.first)
+    with progress_line(console) as progress:
+        answers = predict(
+            given.model, given.images, given.out, top=given.top, device=world.device, workers=given.workers,
+            progress=progress("predict"),
+        )  # fmt: skip
+    for complaint in answers.skipped[:10]:
+        console.warn(f"skipped {complaint}")
+    more = f", {len(answers.skipped)} skipped, listed in {bad_file(given.out)}" if answers.skipped else ""
+    console.say(f"{len(answers.keys):,} images in {given.out}{more}")
+    return {"file": str(given.out), "n": len(answers.keys), "skipped": len(answers.skipped)}
