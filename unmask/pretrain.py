@@ -38,8 +38,6 @@ Configure = Callable[[RunConfig], RunConfig]
 
 HELD = "holdout.npy"
 """the places of the held-out images, in a run that has some"""
-PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
-"""what every method logs; the rest is a method's own health, drawn below the loss"""
 
 
 class Plan(NamedTuple):
@@ -217,9 +215,7 @@ def carry_out(plan: Plan) -> Run:
 
     run = train(config, plan.source, world, plan.method, evaluate=evaluate, first_batch=first_batch, notes=plan.notes)
     if world.first:
-        metrics = run.metrics()
-        more = [name for name in (metrics[-1] if metrics else {}) if name not in PLAIN and "/" not in name]
-        curves.draw(metrics, run.figures / "curves.png", more=more)
+        curves.draw(run.metrics(), run.figures / "curves.png")
         if is_tokenizer:
             held_out = plan.labelled[1] if plan.labelled else plan.source
             for warning in keep_tokenizer(run, held_out):

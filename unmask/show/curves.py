@@ -1,4 +1,4 @@
-"""How a run went: loss, learning rate and accuracy, from its metrics.jsonl."""
+"""How a run went: loss, accuracy, learning rate and the method's own health, from its metrics.jsonl."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,20 +27,34 @@ def smooth(
     return (total[high] - total[low]) / (high - low)
 
 
+PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
+"""what every method logs; the rest is a method's own health, drawn below the loss"""
+
+
+def health(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The method's own logged numbers, a panel each; those of [CLS] and patches (`patch_...`) share one."""
+    own = {name for line in lines for name in line if name not in PLAIN and "/" not in name}
+    panels: dict[str, list[str]] = {}
+    for name in sorted(own, key=lambda name: (name.startswith("patch_"), name)):
+        base = name.removeprefix("patch_") if name.removeprefix("patch_") in own else name
+        panels.setdefault("parts of the loss" if name.startswith("loss_") else base, []).append(name)
+    return list(panels.items())
+
+
 def draw(
     metrics: str | Path | Sequence[dict[str, Any]],
     path: str | Path,
     *,
     title: str = "",
-    more: Sequence[str] = (),
 ) -> Path:
     """Save the curves of one run, each on its own panel below the other.
+
+    A student's accuracy is a dashed line in the color of its teacher's.
 
     Args:
         metrics: a run directory, its metrics.jsonl, or the lines of it.
         path: of the picture.
         title: one line on top.
-        more: other logged numbers to draw, each in a panel of its own.
     Returns:
         the path.
     Raises:
@@ -49,7 +63,7 @@ def draw(
     lines = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     evals = sorted({name for line in lines for name in line if name.startswith("eval/")})
     panels: list[tuple[str, list[str]]] = [("loss", ["loss"]), ("accuracy", evals), ("learning rate", ["lr"])]
-    panels += [(name, [name]) for name in more]
+    panels += health(lines)
     axis = "images" if any("images" in line for line in lines) else "step"
     series = {name: _series(lines, name, axis) for _, names in panels for name in names}
     panels = [(label, [name for name in names if len(series[name][0])]) for label, names in panels]
@@ -64,8 +78,13 @@ def draw(
     stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (label, names) in zip(stack, panels, strict=True):
         tidy(axes, ylabel=label)
-        for name, color in zip(names, PALETTE * len(names), strict=False):
+        bases = list(dict.fromkeys(name.removesuffix("/student") for name in names))
+        for name in names:
+            color = PALETTE[bases.index(name.removesuffix("/student")) % len(PALETTE)]
             _line(axes, name, color, *series[name])
+        if label == "accuracy" or len(names) > 1:
+            above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
+            axes.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.8, **above)
     stack[-1].set_xlabel("images seen" if axis == "images" else "optimizer steps", fontsize=8, color=INK)
     stack[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     stack[-1].set_xlim(left=0)
@@ -82,10 +101,9 @@ def _series(lines: Sequence[dict[str, Any]], name: str, axis: str) -> tuple[np.n
 def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndarray) -> None:
     if name.startswith("eval/"):
         label = name.removeprefix("eval/").replace("/", ", ").replace("knn", "k-NN")
-        axes.plot(places, values, color=color, linewidth=1.4, marker="o", markersize=3, label=label)
+        style = "--" if name.endswith("/student") else "-"
+        axes.plot(places, values, color=color, linewidth=1.4, linestyle=style, marker="o", markersize=3, label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
-        axes.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.4, **above)
     elif name == "loss":
         axes.plot(places, values, color=FAINT, linewidth=0.5, alpha=0.5)
         axes.plot(places, smooth(values, places), color=color, linewidth=1.6)
@@ -93,8 +111,8 @@ def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndar
         low, high = settled.min(), settled.max()
         axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     else:
-        axes.plot(places, values, color=color, linewidth=1.4)
-        axes.set_ylim(bottom=0)
+        axes.plot(places, values, color=color, linewidth=1.4, label=name.replace("_", " "))
+        axes.set_ylim(bottom=min(0.0, float(values.min(initial=0.0))))
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes.yaxis.get_offset_text().set_fontsize(7)
         axes.yaxis.set_major_locator(MaxNLocator(3))
