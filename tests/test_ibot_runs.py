@@ -6,17 +6,24 @@ import math
 import pytest
 import torch
 import toys
-from ibot_toys import DINO, SMALL
+from cli_toys import SHORT, pictures, unmask
+from ibot_toys import CPU, DINO, OPTIM, SMALL, batch_for, made, run_config
 from test_show import size_of
 from toys import Images, same
 
-from unmask import checkpoint
+from unmask import checkpoint, parallel
+from unmask.methods.base import Progress
 from unmask.methods.distill import INFORMATION, WINDOW
 from unmask.methods.ibot import IBOTConfig
 from unmask.optim import build_optimizer
 from unmask.run import Run
 from unmask.show import curves
+from unmask.step import update
+from unmask.testing import check_method
+from unmask.testing.processes import on_processes
+from unmask.views import View
 
+AT = Progress(0, 12, 4.0)
 HEALTH = ("entropy", "kl_uniform", "usage", "agreement", "center_norm")
 
 
@@ -119,6 +126,76 @@ def test_going_on_restores_teacher_centers_and_schedules_bit_for_bit(tmp_path):
     assert same(whole, parts)
     losses = [[line["loss"] for line in Run(tmp_path / name).metrics()] for name in ("whole", "parts")]
     assert losses[0] == losses[1]
+
+
+def sharded(world):
+    """One step by FSDP2 on half of the batch: are teacher and student cut alike, and what is left of both."""
+    method = made(seed=world.rank)  # rank 0's weights are everybody's
+    engine = parallel.wrap(method, world, "fsdp")
+    shapes = [{n: p.to_local().shape for n, p in who.named_parameters()} for who in (method.student, method.teacher)]
+    alike = all(shape == shapes[0][name] for name, shape in shapes[1].items())
+    before = {name: p.full_tensor().clone() for name, p in method.teacher.named_parameters()}
+    batch, rows = batch_for(), slice(2 * world.rank, 2 * world.rank + 2)
+    masks = tuple(mask[rows] for mask in batch.masks)
+    hidden = tuple(mask.flatten().nonzero().flatten() for mask in masks)
+    half = batch._replace(views=tuple(view[rows] for view in batch.views), masks=masks, hidden=hidden)
+    update(engine, build_optimizer(method.parameter_groups(), OPTIM), [half], AT, run_config(), world)
+    student = {name: p.full_tensor().detach() for name, p in method.student.named_parameters()}
+    off = max(
+        float((p.full_tensor() - (0.9 * before[name] + 0.1 * student[name])).abs().max())
+        for name, p in method.teacher.named_parameters()
+    )
+    cut = sum(p.to_local().numel() for p in method.teacher.parameters()) / sum(b.numel() for b in before.values())
+    return alike, cut, off, {name: getattr(method, name).numpy() for name in ("center", "patch_center")}
+
+
+def test_student_and_teacher_are_sharded_alike_and_the_teacher_is_the_unsharded_average():
+    results = on_processes(sharded, 2)
+    method = made()
+    update(method, build_optimizer(method.parameter_groups(), OPTIM), [batch_for()], AT, run_config(), CPU)
+    for alike, cut, off, centers in results:
+        assert alike
+        assert 0.3 < cut < 0.7  # each rank holds half
+        assert off < 1e-6
+        for name, center in centers.items():
+            torch.testing.assert_close(torch.from_numpy(center), getattr(method, name), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", [SMALL, DINO], ids=["ibot", "dino"])
+def test_ibot_and_dino_keep_the_contract_of_a_method(method):
+    # images can be memorized only where the targets rest: no average, no centers, one temperature
+    still = {"momentum": 1.0, "center_momentum": 1.0, "patch_center_momentum": 1.0, "freeze_last_layer": 0.0}
+    method = dataclasses.replace(temperatures(method, 0.02), **still)
+    wide = dataclasses.replace(method, vit=dataclasses.replace(method.vit, image_size=(16, 24)))
+    other = dataclasses.replace(wide, views=(View((16, 24)), View((16, 24)), View(8, count=3)))
+    check_method(method, other=other, lr=1e-2)
+
+
+# --- before and after --------------------------------------------------------------------------------
+
+
+def test_settings_that_suit_longer_runs_are_said_before_the_first_step():
+    assert IBOTConfig().traps(800.0) == []
+    short = dataclasses.replace(IBOTConfig(), shared_head=False, shared_head_teacher=True).traps(0.8)
+    assert [line.partition(":")[0].split()[1] for line in short] == ["teacher's", "prototypes", "student's"]
+    assert "shortened" in short[0]
+    assert "--method.freeze-last-layer to 0.04" in short[1]
+    assert "--method.shared-head-teacher" in short[2]
+
+
+def test_the_command_line_logs_student_and_teacher_says_the_traps_and_draws_all(tmp_path):
+    photos, run = pictures(tmp_path / "photos", 24, classes="abc"), tmp_path / "run"
+    words = ("--eval-every", "3", "--method.freeze-last-layer", "9")
+    said = unmask("pretrain", "ibot-nano", photos, "--out", run, *SHORT, *words)
+    assert said.code == 0, said.err
+    assert "the prototypes stay frozen for 9 epochs" in said.err
+    last = Run(run).metrics()[-1]
+    for protocol in ("knn", "linear"):
+        for pool in ("cls", "mean"):
+            assert {f"eval/{protocol}/{pool}", f"eval/{protocol}/{pool}/student"} <= last.keys()
+    drawn = size_of(run / "figures" / "curves.png")
+    assert unmask("show", run, "curves", "--out", tmp_path / "again.png").code == 0
+    assert size_of(tmp_path / "again.png") == drawn  # with all of the health
 
 
 def state(path, step):
