@@ -90,6 +90,18 @@ def test_health_is_logged_at_every_line_and_drawn(method, tmp_path):
     assert tall > short + 5 * 200  # five panels of health, an inch each
 
 
+def test_no_line_of_a_panel_is_cut_off(monkeypatch, tmp_path):
+    lines = [{"step": s, "entropy": 1.0 + s, "patch_entropy": 9.0 + s, "lr": 0.1, "below": -s} for s in range(5)]
+    figures = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure) or path)
+    curves.draw(lines, tmp_path / "c.png")
+    for axes in figures[0].axes:
+        low, high = axes.get_ylim()
+        for line in axes.get_lines():
+            assert low <= min(line.get_ydata())
+            assert max(line.get_ydata()) <= high
+
+
 def test_teacher_and_student_are_evaluated_side_by_side(tmp_path):
     seen = []
 

@@ -77,11 +77,13 @@ def draw(
         figure.suptitle(title, x=0.015, ha="left", fontsize=10, color=INK)
     stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (label, names) in zip(stack, panels, strict=True):
-        tidy(axes, ylabel=label)
+        tidy(axes, ylabel=label.replace("_", " "))
         bases = list(dict.fromkeys(name.removesuffix("/student") for name in names))
         for name in names:
             color = PALETTE[bases.index(name.removesuffix("/student")) % len(PALETTE)]
             _line(axes, name, color, *series[name])
+        if label not in ("loss", "accuracy"):  # once all lines are there: it fixes the top as well
+            axes.set_ylim(bottom=min(0.0, *(float(series[name][1].min()) for name in names)))
         if label == "accuracy" or len(names) > 1:
             above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
             axes.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.8, **above)
@@ -112,7 +114,6 @@ def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndar
         axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     else:
         axes.plot(places, values, color=color, linewidth=1.4, label=name.replace("_", " "))
-        axes.set_ylim(bottom=min(0.0, float(values.min(initial=0.0))))
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes.yaxis.get_offset_text().set_fontsize(7)
         axes.yaxis.set_major_locator(MaxNLocator(3))
