@@ -39,6 +39,10 @@ class MethodConfig:
         """The patch grid (gh, gw) of each masked view, in the order of `masks`."""
         raise TypeError(f"{type(self).__name__} has no grids(): say the patch grid of each masked view")
 
+    def traps(self, epochs: float) -> list[str]:
+        """What a person should know of these settings before a run of so many epochs. Default: nothing."""
+        return []
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -51,6 +51,7 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
     skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
+    lines += config.method.traps(length)
     if config.data.holdout:
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")
     return lines

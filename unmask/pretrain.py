@@ -25,8 +25,8 @@ from .evaluate import Online, classify, renumbered, top1
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
 from .methods.beit import BEiT
-from .methods.codec import Codec
 from .methods.classify import ClassifyConfig
+from .methods.codec import Codec
 from .methods.dvae import DVAEConfig
 from .models import parse_run
 from .options import Options, apply, check

@@ -98,7 +98,7 @@ def train(
         config: resolved by `prepare`.
         source: the training images.
         prepared: the method that `prepare` built.
-        evaluate: called on the backbone at every `eval_every` and at the end, on rank 0.
+        evaluate: called on the backbone and its companions at every `eval_every` and at the end, on rank 0.
         first_batch: called once with the first batch of a fresh run, on rank 0.
         notes: lines to say before the first step.
     Returns:
@@ -199,7 +199,7 @@ def _train(
                 bar.at(done, f"loss {line['loss']:.4f}  {line['img/s']:.0f} img/s")
             if evaluates and (eval_now or (done == steps and config.eval_every)):
                 meter.check_finite(run)
-                scores = evaluate_backbone(method, evaluate, world)
+                scores = evaluate_networks(method, evaluate, world)
                 if world.first:
                     run.log(step=done, epoch=done / steps_per_epoch, images=done * config.batch, **scores)
                     console.say(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
@@ -258,12 +258,18 @@ def collect_bad(
         )
 
 
-def evaluate_backbone(method: Method, evaluate: Evaluate | None, world: World) -> dict[str, float]:
-    """Evaluate on rank 0 while the others wait; sharded weights are gathered first."""
-    backbone = method.backbone()
-    if parallel.is_sharded(backbone):
-        backbone = parallel.full_copy(backbone, type(backbone)(backbone.config).to(world.device))
-    scores = evaluate(backbone) if world.first and evaluate is not None else {}
+def evaluate_networks(method: Method, evaluate: Evaluate | None, world: World) -> dict[str, float]:
+    """Evaluate on rank 0 while the others wait; sharded weights are gathered first.
+
+    Returns:
+        the backbone's scores, and those of its companions with their name behind: `eval/knn/cls/student`.
+    """
+    scores: dict[str, float] = {}
+    for name, network in {"": method.backbone(), **method.companions()}.items():
+        if parallel.is_sharded(network):
+            network = parallel.full_copy(network, type(network)(network.config).to(world.device))
+        found = evaluate(network) if world.first and evaluate is not None else {}
+        scores |= {f"{score}/{name}" if name else score: value for score, value in found.items()}
     world.wait()
     return scores
 

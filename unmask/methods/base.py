@@ -92,6 +92,10 @@ class Method(nn.Module):
         """The network to evaluate and export; of a student and a teacher, the teacher."""
         raise TypeError(f"{type(self).__name__} has no backbone()")
 
+    def companions(self) -> dict[str, nn.Module]:
+        """Networks to evaluate beside the backbone while training, by name: a student. Default: none."""
+        return {}
+
 
 def decay_groups(module: nn.Module, skip: Iterable[str] = ()) -> list[Group]:
     """Split trainable parameters by timm's weight-decay rule.

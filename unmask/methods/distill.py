@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..positions import grid_of
 from ..schedules import Progress
+from ..views import View, expand
+from ..vit import ViTConfig
 
 WINDOW = 10
 """log lines that must agree before a warning"""
-INFORMATION = 0.1
+INFORMATION = 0.25
 """nats between image and prototype under which a teacher says the same of every image"""
 
 
@@ -51,6 +54,58 @@ def warmed_up(first: float, final: float, epochs: int, at: Progress, start: int 
     if done >= epochs:
         return final
     return first + (final - first) * max(done, 0) / max(epochs - 1, 1)
+
+
+def check_crops(views: tuple[View, ...], globals_: int, masks: int, vit: ViTConfig) -> None:
+    """Refuse crops that student and teacher cannot share, by value, place and cure.
+
+    Args:
+        views: the policy; the first `globals_` crops are the teacher's.
+        masks: how many there are: one a global crop, or none.
+        vit: the backbone.
+    """
+    crops = expand(views)
+    if not 1 <= globals_ <= len(crops) or masks not in (0, globals_):
+        raise ValueError(
+            f"{masks} masks and {len(crops)} crops for {globals_} global crops; give one mask each, or none (DINO)"
+        )
+    if globals_ == len(crops) == 1:
+        raise ValueError("one crop has no other view to agree with; give a second global view or local crops")
+    for view in crops[:globals_]:
+        if view.shape != vit.image_hw:
+            raise ValueError(
+                f"a global view is {view.shape} px and the ViT expects {vit.image_hw}; "
+                "give --method.views.0.size, --method.views.1.size and --method.vit.image-size the same"
+            )
+    for view in crops[globals_:]:
+        grid_of(view.shape, vit.patch_hw)
+
+
+def traps(epochs: float, warmup: int, freeze: float, unled: bool) -> list[str]:
+    """What to say before a run whose settings suit longer ones, or whose student leads its teacher in part.
+
+    Args:
+        epochs: of the run.
+        warmup: epochs of the teacher's temperature.
+        freeze: epochs in which the prototypes stay as they began.
+        unled: the student's patch prototypes have no counterpart in the teacher.
+    """
+    said = []
+    if warmup > epochs:
+        said.append(
+            f"the teacher's temperature warms up in {warmup} epochs and the run has {epochs:.3g}: shortened to these"
+        )
+    if freeze >= epochs:
+        said.append(
+            f"the prototypes stay frozen for {freeze:g} epochs, which is the whole run: "
+            f"lower --method.freeze-last-layer to {0.05 * epochs:.2g}"
+        )
+    if unled:
+        said.append(
+            "the student's patch prototypes never reach its teacher: leave --method.shared-head-teacher out, "
+            "or share both heads"
+        )
+    return said
 
 
 @torch.no_grad()

@@ -35,12 +35,11 @@ from torch import Tensor, nn
 
 from ..config import MethodConfig
 from ..masks import BlockMask, MaskPolicy
-from ..positions import grid_of
 from ..schedules import StepCosine
-from ..views import Blur, Jitter, View, expand
+from ..views import Blur, Jitter, View
 from ..vit import ViT, ViTConfig
 from .base import Batch, Method, Output, Progress, ema
-from .distill import cls_loss, collapse_warning, health, koleo, warmed_up
+from .distill import check_crops, cls_loss, collapse_warning, health, koleo, traps, warmed_up
 from .ibot_head import Act, Head, Norm
 
 JITTER = Jitter(0.4, 0.4, 0.2, 0.1, p=0.8)
@@ -79,6 +78,8 @@ class IBOTConfig(MethodConfig):
     """hidden units of the head's MLP"""
     head_layers: int = 3
     """linear layers of the head's MLP"""
+    head_std: float = 0.02
+    """of the MLP's first weights; a narrower head needs more, 0.02 sqrt(2048 / head_width)"""
     head_act: Act = "gelu"
     """its nonlinearity"""
     head_norm: Norm = "none"
@@ -124,6 +125,11 @@ class IBOTConfig(MethodConfig):
     def build(self) -> "IBOT":
         return IBOT(self)
 
+    def traps(self, epochs: float) -> list[str]:
+        """The original's defaults that hurt short runs, as far as these settings have them."""
+        unled = bool(self.masks) and not self.shared_head and bool(self.shared_head_teacher)
+        return traps(epochs, self.warmup_temperature_epochs, self.freeze_last_layer, unled)
+
     def own_patches(self, shared: bool | None) -> int | None:
         """Patch prototypes of a head: None when it has none of its own."""
         shared = self.shared_head if shared is None else shared
@@ -152,6 +158,7 @@ class Network(nn.Module):
             hidden=config.head_width,
             bottleneck=config.bottleneck,
             layers=config.head_layers,
+            std=config.head_std,
             act=config.head_act,
             norm=config.head_norm,
             unit=config.norm_last_layer,
@@ -293,24 +300,14 @@ class IBOT(Method):
     def backbone(self) -> ViT:
         return self.teacher.vit
 
+    def companions(self) -> dict[str, nn.Module]:
+        """The student, whose scores are logged beside the teacher's."""
+        return {"student": self.student.vit}
+
 
 def check(config: IBOTConfig) -> None:
     """Refuse what cannot train, by value, place and cure."""
-    views, n = expand(config.views), config.globals
-    if not 1 <= n <= len(views) or len(config.masks) not in (0, n):
-        raise ValueError(
-            f"{len(config.masks)} masks and {len(views)} crops for {n} global crops; give one mask each, or none (DINO)"
-        )
-    if n == len(views) == 1:
-        raise ValueError("one crop has no other view to agree with; give a second global view or local crops")
-    for view in views[:n]:
-        if view.shape != config.vit.image_hw:
-            raise ValueError(
-                f"a global view is {view.shape} px and the ViT expects {config.vit.image_hw}; "
-                "give --method.views.0.size, --method.views.1.size and --method.vit.image-size the same"
-            )
-    for view in views[n:]:
-        grid_of(view.shape, config.vit.patch_hw)
+    check_crops(config.views, config.globals, len(config.masks), config.vit)
     heads = config.own_patches(config.shared_head), config.own_patches(config.shared_head_teacher)
     scored = tuple(own or config.prototypes for own in heads)
     if scored[0] != scored[1]:

@@ -11,6 +11,7 @@ patches costs one row, not one row a patch.
 from itertools import pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class Head(nn.Module):
         hidden: units of the MLP's hidden layers.
         bottleneck: d, features in which cosines are taken.
         layers: linear layers of the MLP, at least 1.
+        std: of the MLP's first weights. With 0.02 a hidden layer of 2048 units keeps the length of what it gets;
+            one of 256 shrinks it threefold, until the biases' first steps drown the image.
         act, norm: after each hidden layer. As in the original, `bn` is one BatchNorm for all layers.
         unit: keep the length g of every prototype at 1; False trains g.
     Raises:
@@ -47,6 +50,7 @@ class Head(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         layers: int = 3,
+        std: float = 0.02,
         act: Act = "gelu",
         norm: Norm = "none",
         unit: bool = True,
@@ -64,6 +68,9 @@ class Head(nn.Module):
         parts = [part for layer in linear[:-1] for part in (layer, *between)]
         self.mlp = nn.Sequential(*parts, linear[-1]) if parts else linear[0]
         initialize(self, "timm")
+        with torch.no_grad():
+            for layer in linear:
+                layer.weight.mul_(std / 0.02)
         # made after `initialize`: the original leaves the directions as torch.nn.Linear draws them
         self.last_layer = _prototypes(bottleneck, prototypes, unit)
         self.patch_layer = None if patch_prototypes is None else _prototypes(bottleneck, patch_prototypes, unit)

@@ -11,31 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..run import read_metrics
 from .grid import FAINT, INK, PALETTE, new_figure, save, tidy
-
-PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
-"""what every method logs; the rest is a method's own health, drawn below the loss"""
-TOGETHER = (
-    ("hidden tokens right", ("mlm_acc", "constant_acc")),
-    ("bound, nats/dim", ("health/elbo_hard", "health/elbo_relaxed", "elbo")),
-    ("codes in use", ("health/usage", "usage")),
-    ("codes in effect", ("health/token_perplexity", "health/perplexity", "perplexity")),
-    ("nats a cell", ("health/kl", "health/cell_entropy", "kl", "cell_entropy")),
-)
-"""numbers that are read side by side: `health/` on held-out images, bare ones on the batch"""
-WORDS = {
-    "mlm_acc": "predicted",
-    "constant_acc": "most frequent token everywhere",
-    "elbo_hard": "argmax tokens",
-    "elbo_relaxed": "relaxed",
-    "elbo": "relaxed",
-    "kl": "KL",
-    "token_perplexity": "perplexity of argmax tokens",
-    "perplexity": "of the mean posterior",
-}
-"""how a legend calls them"""
-
-ALONE = {"health/psnr": "PSNR, dB", "health/ssim": "SSIM", "health/temperature": "last temperature"}
-"""what is drawn by itself, by another name"""
+from .panels import PERCENT, legend, panels
 
 
 def smooth(
@@ -60,6 +36,8 @@ def draw(
 ) -> Path:
     """Save the curves of one run, each on its own panel below the other; related ones share a panel.
 
+    A student's accuracy is a dashed line in the color of its teacher's.
+
     Args:
         metrics: a run directory, its metrics.jsonl, or the lines of it.
         path: of the picture.
@@ -70,28 +48,24 @@ def draw(
         ValueError: nothing of it has been logged yet.
     """
     lines = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
-    evals = sorted({name for line in lines for name in line if name.startswith("eval/")})
-    panels: list[tuple[str, list[str]]] = [("loss", ["loss"]), ("accuracy", evals), ("learning rate", ["lr"])]
-    logged = sorted({name for line in lines for name in line} - PLAIN - set(evals))
-    panels += [(label, list(names)) for label, names in TOGETHER if set(names) & set(logged)]
-    alone = [name for name in logged if not any(name in names for _, names in TOGETHER)]
-    panels += [(ALONE.get(name, name), [name]) for name in sorted(alone, key=lambda name: name not in ALONE)]
     axis = "images" if any("images" in line for line in lines) else "step"
-    series = {name: _series(lines, name, axis) for _, names in panels for name in names}
-    panels = [(label, [name for name in names if len(series[name][0])]) for label, names in panels]
-    panels = [(label, names) for label, names in panels if names]
-    if not panels:
+    series = {name: _series(lines, name, axis) for _, names in panels(lines) for name in names}
+    drawn = [(label, [name for name in names if len(series[name][0])]) for label, names in panels(lines)]
+    drawn = [(label, names) for label, names in drawn if names]
+    if not drawn:
         raise ValueError("no curve to draw: the log has no loss, lr or eval/ yet; train some steps first")
-    heights = [2.2 if label in ("loss", "accuracy") else 1.5 if len(names) > 1 else 1.2 for label, names in panels]
+    heights = [2.2 if label in ("loss", "accuracy") else 1.5 if len(names) > 1 else 1.2 for label, names in drawn]
     figure = new_figure(6.4, sum(heights) + 0.5 + (0.3 if title else 0))
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.06)
     if title:
         figure.suptitle(title, x=0.015, ha="left", fontsize=10, color=INK)
-    stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (label, names) in zip(stack, panels, strict=True):
-        tidy(axes, ylabel=label)
-        for name, color in zip(names, PALETTE * len(names), strict=False):
-            _line(axes, name, color, *series[name], among=len(names))
+    stack = figure.subplots(len(drawn), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (label, names) in zip(stack, drawn, strict=True):
+        tidy(axes, ylabel=label.replace("_", " "))
+        if label == "loss":
+            _loss(axes, *series["loss"])
+        else:
+            _lines(axes, label, {name: series[name] for name in names})
     stack[-1].set_xlabel("images seen" if axis == "images" else "optimizer steps", fontsize=8, color=INK)
     stack[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     stack[-1].set_xlim(left=0)
@@ -105,40 +79,33 @@ def _series(lines: Sequence[dict[str, Any]], name: str, axis: str) -> tuple[np.n
     return places, values
 
 
-def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndarray, among: int) -> None:
-    above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
-    legend = {"fontsize": 7, "frameon": False, "labelcolor": INK, "handlelength": 1.4, **above}
-    if name.startswith("eval/"):
-        label = name.removeprefix("eval/").replace("/", ", ").replace("knn", "k-NN")
-        axes.plot(places, values, color=color, linewidth=1.4, marker="o", markersize=3, label=label)
+def _loss(axes: Axes, places: np.ndarray, values: np.ndarray) -> None:
+    """Every value in gray, their trend on top."""
+    axes.plot(places, values, color=FAINT, linewidth=0.5, alpha=0.5)
+    axes.plot(places, smooth(values, places), color=PALETTE[0], linewidth=1.6)
+    settled = values[len(values) // 50 :]  # the first steps of a run would flatten all that follows
+    low, high = settled.min(), settled.max()
+    axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+
+
+def _lines(axes: Axes, label: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """One line a number; those that are measured now and then, on held-out images, have dots."""
+    bases = list(dict.fromkeys(name.removesuffix("/student") for name in series))
+    for name, (places, values) in series.items():
+        dots: dict[str, Any] = {"marker": "o", "markersize": 3} if "/" in name else {}
+        style = "--" if name.endswith("/student") else "-"
+        color = PALETTE[bases.index(name.removesuffix("/student")) % len(PALETTE)]
+        axes.plot(places, values, color=color, linewidth=1.4, linestyle=style, label=legend(name), **dots)
+    if label not in ("accuracy", "PSNR, dB", "SSIM"):  # once all lines are there: it fixes the top as well
+        low, high = axes.get_ylim()
+        axes.set_ylim(bottom=0.0 if min(float(values.min()) for _, values in series.values()) >= 0 else low, top=high)
+    if label in PERCENT:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.legend(**legend)
-    elif name == "loss":
-        axes.plot(places, values, color=FAINT, linewidth=0.5, alpha=0.5)
-        axes.plot(places, smooth(values, places), color=color, linewidth=1.6)
-        settled = values[len(values) // 50 :]  # the first steps of a run would flatten all that follows
-        low, high = settled.min(), settled.max()
-        axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
-    elif among > 1:
-        held_out = name.startswith("health/")
-        bare = name.removeprefix("health/")
-        label = WORDS.get(bare, bare.replace("_", " ")) + ("" if bare in ("mlm_acc", "constant_acc") else _of(held_out))
-        how: dict[str, Any] = {"linewidth": 1.4, "marker": "o", "markersize": 3} if held_out else {"linewidth": 0.9}
-        axes.plot(places, values, color=color, label=label, **how)
-        if axes.get_ylabel() in ("hidden tokens right", "codes in use"):
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.legend(**(legend | {"fontsize": 6.5}))
     else:
-        axes.plot(
-            places, values, color=color, linewidth=1.4, **({"marker": "o", "markersize": 3} if "/" in name else {})
-        )
-        if values.min() >= 0 and "/" not in name:
-            axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes.yaxis.get_offset_text().set_fontsize(7)
+    if label != "accuracy":
         axes.yaxis.set_major_locator(MaxNLocator(3))
-
-
-def _of(held_out: bool) -> str:
-    return ", held out" if held_out else ", batch"
+    if label == "accuracy" or len(series) > 1:
+        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.8, **above)
