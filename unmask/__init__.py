@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import recipes, show
+    from .embed import embed
+    from .embedder import Embedder
+    from .export import export
     from .models import evaluate, load
     from .pretrain import pretrain
     from .run import Run
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "__version__", "evaluate", "load", "pretrain", "recipes", "show"]
+__all__ = ["Embedder", "Run", "__version__", "embed", "evaluate", "export", "load", "pretrain", "recipes", "show"]
 
-_HOME = {"Run": "run", "load": "models", "recipes": "recipes", "show": "show"}
+_HOME = {"Embedder": "embedder", "Run": "run", "load": "models", "recipes": "recipes", "show": "show"}
 """public name -> the module that has it, or is it"""
-_VERBS = {"evaluate": "models", "pretrain": "pretrain"}
+_VERBS = {"embed": "embed", "evaluate": "models", "export": "export", "pretrain": "pretrain"}
 """functions that share their name with a module -> the module that has them"""
 
 

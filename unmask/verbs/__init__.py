@@ -8,7 +8,7 @@ import importlib
 
 from .common import Result
 
-VERBS = ("demo", "pretrain", "evaluate", "show", "recipes")
+VERBS = ("demo", "pretrain", "evaluate", "show", "embed", "export", "recipes")
 """in the order of `unmask --help`"""
 
 
