@@ -36,12 +36,12 @@ def from_official(state: dict[str, Tensor], prefix: str = "vit.") -> dict[str, T
     return ours
 
 
-def to_official(state: dict[str, Tensor], grid: tuple[int, int], prefix: str = "vit.") -> dict[str, Tensor]:
+def to_official(state: dict[str, Tensor], grid: tuple[int, int] | None, prefix: str = "vit.") -> dict[str, Tensor]:
     """Rename the keys of `methods.beit.BEiT` to the official ones; the tokenizer is left out.
 
     Args:
         state: our name -> tensor.
-        grid: (gh, gw), which the index buffers follow from.
+        grid: (gh, gw), which the index buffers follow from; None leaves them out (timm).
         prefix: as for `from_official`.
     """
     official = {}
@@ -50,7 +50,7 @@ def to_official(state: dict[str, Tensor], grid: tuple[int, int], prefix: str = "
             continue
         theirs = name if name.startswith("lm_head.") else _rename(name.removeprefix(prefix), official=False)
         official[theirs] = value
-        if theirs.endswith(_TABLE):
+        if theirs.endswith(_TABLE) and grid is not None:
             official[theirs.removesuffix(_TABLE) + _INDEX] = relative_position_index(grid)
     return official
 
