@@ -61,8 +61,9 @@ def export(
     from .card import write_card
     from .subject import open_subject
 
+    opset = onnx.OPSET if opset is None else opset
     if format == "onnx":
-        onnx.check(onnx.OPSET if opset is None else opset)
+        onnx.check(opset)
     subject = open_subject(model)
     with _whole(Path(out), overwrite) as folder:
         written = _write(subject, format, folder, opset)
@@ -71,17 +72,20 @@ def export(
     return Folder(Path(out), sorted(file for file in path.rglob("*") if file.is_file()), written.notes)
 
 
-def _write(subject: "Subject", format: str, folder: Path, opset: int | None) -> "Written":  # noqa: A002
-    from ..methods.dvae import DVAE
+def _write(subject: "Subject", format: str, folder: Path, opset: int) -> "Written":  # noqa: A002
+    from ..methods.codec import Codec
     from . import hf, onnx, safetensors, timm, torch
 
-    if isinstance(subject.method, DVAE):
+    weights = subject.weights
+    if isinstance(weights, Codec):
         if format != "safetensors":
-            raise ValueError(f"--format {format}: {subject.name} is a tokenizer, and that is written as safetensors only")
-        return safetensors.write_tokenizer(subject.method.tokenizer(), folder)
+            raise ValueError(f"--format {format}: {subject.name} is a tokenizer, which is written as safetensors only")
+        return safetensors.write_tokenizer(weights, folder)
+    if format == "hf":
+        return hf.write(weights, folder, subject.run)
     if format == "onnx":
-        return onnx.write(subject, folder, onnx.OPSET if opset is None else opset)
-    return {"safetensors": safetensors, "timm": timm, "hf": hf, "torch": torch}[format].write(subject, folder)
+        return onnx.write(weights, folder, opset)
+    return {"safetensors": safetensors, "timm": timm, "torch": torch}[format].write(weights, folder)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

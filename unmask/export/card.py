@@ -7,11 +7,13 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
+from ..methods.codec import Codec
 from ..recipes import card as recipe_card
 from ..recipes import find
 from ..run import Run
 from ..train import total_steps
 from ..views import margin
+from ..weights.loaded import Loaded
 from .subject import Subject, Written
 
 FILE = "README.md"
@@ -29,19 +31,19 @@ def card(subject: Subject, format: str, written: Written, license: str) -> str: 
         "license": license,
         "library_name": _LIBRARY[format],
         "pipeline_tag": "image-classification" if has_head(subject) else "image-feature-extraction",
-        "tags": ["unmask", "vision-transformer" if subject.vit is not None else "discrete-vae"],
+        "tags": ["unmask", "discrete-vae" if isinstance(subject.weights, Codec) else "vision-transformer"],
     }
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     parts = [
         f"---\n{front}\n---\n\n# {Path(subject.name).name}\n\n{_what(subject)}",
         f"## Load\n\n```python\n{written.loading.strip()}\n```",
-        "## Prepare images\n\n" + preparation_text(subject),
+        "## Prepare images\n\n" + preparation(subject.weights),
         "## Training\n\n" + _training(subject),
         "## Evaluation\n\n" + _evaluation(subject.run),
         f"## License\n\n{_license(license)}",
     ]
-    if subject.classes:
-        listed = ", ".join(f"{i} {name}" for i, name in enumerate(subject.classes))
+    if isinstance(subject.weights, Loaded) and subject.weights.classes:
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(subject.weights.classes))
         parts.insert(2, f"## Classes\n\n{listed}")
     if written.notes:
         parts.insert(2, "## Notes\n\n" + "\n".join(f"- {note}" for note in written.notes))
@@ -50,36 +52,42 @@ def card(subject: Subject, format: str, written: Written, license: str) -> str: 
 
 def has_head(subject: Subject) -> bool:
     """Whether the network classifies."""
-    return subject.vit is not None and subject.vit.config.classes > 0
+    return isinstance(subject.weights, Loaded) and subject.weights.vit.classes > 0
 
 
-def preparation_text(subject: Subject) -> str:
+def preparation(weights: Loaded | Codec) -> str:
     """How an image becomes the network's input, in words and numbers."""
-    size, mean, std, channels, value_range = subject.preparation
-    h, w = size
-    if subject.vit is None:
-        return "The encoder reads images in [0, 1]: no mean, no deviation; DALL-E's maps them to [0.1, 0.9] first."
-    scale = margin(size)
-    short = f"{round(scale * h)} x {round(scale * w)} pixels covered (bicubic, antialiased), then the center {h} x {w}"
+    if isinstance(weights, Codec):
+        return "The encoder reads images in [0, 1]; DALL-E's kind maps them to [0.1, 0.9] first."
+    h, w = weights.vit.image_hw
+    scale = margin((h, w))
+    covered = f"cover {round(scale * h)} x {round(scale * w)} pixels (bicubic, antialiased), cut the center {h} x {w}"
+    mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (weights.mean, weights.std))
     lines = [
-        f"- Resize and crop: {short}.",
-        f"- Values: x / 255, minus {list(mean)}, divided by {list(std)}; {channels} channels.",
+        f"- Size: {covered}.",
+        f"- Values: x / 255, minus ({mean}), divided by ({std}); {weights.vit.channels} channels.",
     ]
-    if value_range is not None:
-        lines.append(f"- 16-bit and float images: {value_range[0]:g} becomes 0 and {value_range[1]:g} becomes 255.")
+    if weights.range is not None:
+        low, high = weights.range
+        lines.append(f"- 16-bit and float images: {low:g} becomes 0 and {high:g} becomes 255.")
     return "\n".join(lines)
 
 
 def _what(subject: Subject) -> str:
-    if subject.vit is None:
-        return f"A discrete VAE, written by unmask {__version__}."
-    config = subject.vit.config
+    weights = subject.weights
+    if isinstance(weights, Codec):
+        codec = weights.config
+        return (
+            f"A discrete VAE ({codec.kind}; {codec.vocab} ids, cells of {codec.stride} px), "
+            f"written by unmask {__version__}."
+        )
+    config = weights.vit
     (h, w), (ph, pw) = config.image_hw, config.patch_hw
     sizes = f"{h} x {w} px, patches of {ph} x {pw}, width {config.width}, depth {config.depth}, {config.heads} heads"
     parts = [f"positions: {config.pos_embed}"]
     parts += [f"relative positions: {config.rel_pos}"] if config.rel_pos != "none" else []
     parts += [f"{config.registers} registers"] if config.registers else []
-    parts += [f"{config.classes} classes from the {config.pool} token"] if config.classes else []
+    parts += [f"{config.classes} classes, pooling {config.pool}"] if config.classes else []
     return f"A Vision Transformer ({sizes}; {'; '.join(parts)}), written by unmask {__version__}."
 
 

@@ -5,6 +5,7 @@ keeps only the answer for the size that it was traced at. Here the same position
 operations, so that ONNX and torch.export can leave the size open.
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..vit import ViT, ViTConfig
+
+TOLERANCE = 1e-4
+"""between a written graph and the network it was made of, in parts of the largest output"""
 
 
 class Outputs(NamedTuple):
@@ -103,3 +107,21 @@ def cubic(place: Float[Tensor, "t"], source: int, scale: Float[Tensor, ""]) -> F
         hit = sample.clamp(0, source - 1)[:, None] == samples
         weights = weights + torch.where(d <= 1, near, far)[:, None] * hit
     return weights
+
+
+@torch.no_grad()
+def difference(graph: Graph, run: Callable[[Tensor], Iterable[Tensor]]) -> float:
+    """Compare what another engine makes of random images, of other sizes too where they vary, with the graph.
+
+    Returns:
+        the largest difference over the largest number of its output; infinite where one is not finite.
+    """
+    config = graph.vit.config
+    (h, w), (ph, pw) = config.image_hw, config.patch_hw
+    sides = [(h, w)] + ([(2 * ph, 3 * pw)] if size_varies(config) else [])
+    worst = 0.0
+    for batch, side in enumerate(sides, start=1):
+        image = torch.randn(batch, config.channels, *side, generator=torch.Generator().manual_seed(batch))
+        for ours, theirs in zip(graph(image), run(image), strict=True):
+            worst = max(worst, torch.nan_to_num((ours - theirs).abs().max() / ours.abs().max(), torch.inf).item())
+    return worst

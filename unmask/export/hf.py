@@ -19,36 +19,39 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 
 from ..masks import RandomMask
-from ..methods.beit import BEiT
-from ..methods.mae import MAE
-from ..vit import ViT, ViTConfig
-from ..weights.exported import tensors
+from ..methods.mae import MAEConfig
+from ..run import Run
+from ..vit import ViTConfig
 from ..weights.hf import to_hf
-from .fit import State, one_or_two, with_key_bias, with_positions, without_key_bias, without_mask_token
+from ..weights.loaded import Loaded
+from .fit import one_or_two, with_key_bias, with_positions, without_key_bias, without_mask_token
 from .processor import write_processor
-from .subject import Subject, Written
+from .subject import Written
 
 BACKBONE = "backbone"
 """the folder of a BEiT run's features"""
 
 
-def write(subject: Subject, folder: Path) -> Written:
+def write(weights: Loaded, folder: Path, run: Run | None = None) -> Written:
     """Write config.json, model.safetensors and preprocessor_config.json.
 
+    Args:
+        weights: the ViT, and the decoder or head that was trained beside it.
+        folder: an empty one.
+        run: where the weights came from: of an MAE, it knows the mask ratio and the target.
     Raises:
         ValueError: transformers cannot say something of this network.
     """
-    vit = subject.vit
-    assert vit is not None
-    config = vit.config
-    check(config)
-    processed = write_processor(subject.preparation, folder)
-    notes = () if processed else (f"No preprocessor_config.json: {processed.reason}.",)
-    if isinstance(subject.method, BEiT) and subject.method.vit is vit:
-        return _beit_pretraining(subject.method, subject, folder, notes)
-    if _needs_beit(config):
-        return _save_beit(vit, subject, folder, notes)
-    return _save_vit(vit, subject, folder, notes)
+    check(weights.vit)
+    problem = write_processor(weights, folder)
+    notes = (f"No preprocessor_config.json: {problem}.",) if problem else ()
+    if "lm_head.weight" in weights.beside:
+        written = _save_guesser(weights, folder)
+    elif _needs_beit(weights.vit):
+        written = _save_beit(weights, folder)
+    else:
+        written = _save_vit(weights, folder, run)
+    return Written(written.loading, notes + written.notes)
 
 
 def check(config: ViTConfig) -> None:
@@ -58,11 +61,13 @@ def check(config: ViTConfig) -> None:
         ValueError: registers; relative positions on a grid or patch that is not square.
     """
     if config.registers:
-        raise ValueError(f"transformers' ViT and BEiT have no registers, this network has {config.registers}; use timm")
+        raise ValueError(
+            f"transformers' ViT and BEiT have no registers, this network has {config.registers}; use --format timm"
+        )
     if config.rel_pos != "none" and (config.grid[0] != config.grid[1] or config.patch_hw[0] != config.patch_hw[1]):
         raise ValueError(
-            f"transformers reads relative positions of a {config.grid[0]}x{config.grid[1]} grid wrongly: "
-            f"squares only; use --format timm, onnx or torch"
+            f"transformers reads relative positions of squares only, this network has a {config.grid[0]}x"
+            f"{config.grid[1]} grid of {config.patch_hw[0]}x{config.patch_hw[1]}-px patches; use --format timm"
         )
 
 
@@ -70,60 +75,49 @@ def _needs_beit(config: ViTConfig) -> bool:
     return config.rel_pos != "none" or config.layer_scale is not None or (config.classes > 0 and config.pool == "mean")
 
 
-def _save_vit(vit: ViT, subject: Subject, folder: Path, notes: tuple[str, ...]) -> Written:
-    config, kind = vit.config, "ViTForImageClassification" if vit.config.classes else "ViTModel"
-    state = without_mask_token(with_positions(with_key_bias(tensors(vit), config), config))
-    content = _common(config, "vit", kind) | {"qkv_bias": True} | _labels(config, subject.classes)
-    if config.mask_token:
-        notes += ("The mask token, which only training needs, is left out.",)
-    if not config.classes:
-        loading = _AUTO.format("AutoModel", ", add_pooling_layer=False")
-    else:
-        loading = _CLASSIFIER
-    method = subject.method
-    if isinstance(method, MAE) and method.encoder is vit and not config.classes:
-        problem = _decoder_problem(method)
+def _save_vit(weights: Loaded, folder: Path, run: Run | None) -> Written:
+    config = weights.vit
+    state = without_mask_token(with_positions(with_key_bias(weights.state, config), config))
+    notes = ("The mask token, which only training needs, is left out.",) if config.mask_token else ()
+    content = _common(config, "vit", "ViTForImageClassification" if config.classes else "ViTModel")
+    content |= {"qkv_bias": True} | _labels(weights)
+    loading = _CLASSIFIER if config.classes else _AUTO.format("FOLDER", ", add_pooling_layer=False")
+    if "decoder.mask_token" in weights.beside and not config.classes:
+        problem = _decoder_problem(config)
         if problem:
             notes += (f"The decoder is left out: {problem}.",)
         else:
-            state |= {k: v for k, v in tensors(method).items() if k.startswith("decoder.")}
-            content |= _decoder(method)
+            state |= weights.beside
+            content |= _decoder(weights, run)
             loading += _PAINTER
-            notes += (
-                "The file holds encoder and decoder. AutoModel reports the decoder's keys as unexpected, and "
-                "ViTMAEForPreTraining that the type is `vit`: both are meant so.",
-            )
+            notes += (_BOTH,)
     save_file(to_hf(state, "vit_mae"), folder / "model.safetensors", metadata={"format": "pt"})
     _write_config(content, folder)
     return Written(loading, notes)
 
 
-def _save_beit(vit: ViT, subject: Subject, folder: Path, notes: tuple[str, ...]) -> Written:
-    config, kind = vit.config, "BeitForImageClassification" if vit.config.classes else "BeitModel"
-    state = without_key_bias(tensors(vit), config)
+def _save_beit(weights: Loaded, folder: Path) -> Written:
+    config = weights.vit
+    state = without_key_bias(weights.state, config)
     save_file(to_hf(state, "beit"), folder / "model.safetensors", metadata={"format": "pt"})
     mean = config.classes > 0 and config.pool == "mean"
-    content = _common(config, "beit", kind) | _beit(config, mean_pooling=mean) | _labels(config, subject.classes)
-    _write_config(content, folder)
-    return Written(_CLASSIFIER if config.classes else _AUTO.format("AutoModel", ""), notes)
+    content = _common(config, "beit", "BeitForImageClassification" if config.classes else "BeitModel")
+    _write_config(content | _beit(config, mean_pooling=mean) | _labels(weights), folder)
+    return Written(_CLASSIFIER if config.classes else _AUTO.format("FOLDER", ""))
 
 
-def _beit_pretraining(method: BEiT, subject: Subject, folder: Path, notes: tuple[str, ...]) -> Written:
-    config, head = method.vit.config, tensors(method.lm_head)
-    state = without_key_bias(tensors(method.vit), config) | {f"lm_head.{k}": v for k, v in head.items()}
+def _save_guesser(weights: Loaded, folder: Path) -> Written:
+    config = weights.vit
+    state = without_key_bias(weights.state, config) | weights.beside
     save_file(to_hf(state, "beit"), folder / "model.safetensors", metadata={"format": "pt"})
     content = _common(config, "beit", "BeitForMaskedImageModeling") | _beit(config, mean_pooling=True)
-    _write_config(content | {"vocab_size": method.lm_head.out_features}, folder)
-    (folder / BACKBONE).mkdir()
-    _save_beit(method.vit, subject, folder / BACKBONE, ())
-    write_processor(subject.preparation, folder / BACKBONE)
-    loading = (
-        _AUTO.format("AutoModel", "").replace("FOLDER", f"FOLDER/{BACKBONE}")
-        + "\nfrom transformers import BeitForMaskedImageModeling\n\n"
-        'guesser = BeitForMaskedImageModeling.from_pretrained("FOLDER").eval()  # tokens of hidden patches'
-    )
-    left_out = "The tokenizer is not here: export its run, or take it from RUN/tokenizer."
-    return Written(loading, (*notes, left_out))
+    _write_config(content | {"vocab_size": len(weights.beside["lm_head.weight"])}, folder)
+    features = folder / BACKBONE
+    features.mkdir()
+    _save_beit(weights, features)
+    write_processor(weights, features)
+    note = "The tokenizer is not here: `unmask export` its run, or RUN/tokenizer."
+    return Written(_AUTO.format(f"FOLDER/{BACKBONE}", "") + _GUESSER, (note,))
 
 
 def _common(config: ViTConfig, model_type: Literal["vit", "beit"], architecture: str) -> dict[str, Any]:
@@ -157,32 +151,32 @@ def _beit(config: ViTConfig, *, mean_pooling: bool) -> dict[str, Any]:
     }
 
 
-def _labels(config: ViTConfig, classes: tuple[str, ...] | None) -> dict[str, Any]:
-    if not config.classes:
+def _labels(weights: Loaded) -> dict[str, Any]:
+    if not weights.vit.classes:
         return {}
-    names = classes or tuple(f"LABEL_{i}" for i in range(config.classes))
+    names = weights.classes or tuple(f"LABEL_{i}" for i in range(weights.vit.classes))
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def _decoder(method: MAE) -> dict[str, Any]:
-    config, mask = method.config, method.config.masks[0]
-    assert isinstance(mask, RandomMask)
-    return {
-        "decoder_hidden_size": config.decoder_width,
-        "decoder_num_hidden_layers": config.decoder_depth,
-        "decoder_num_attention_heads": config.decoder_heads,
-        "decoder_intermediate_size": int(config.decoder_width * config.vit.mlp_ratio),
-        "mask_ratio": mask.ratio,
-        "norm_pix_loss": config.norm_pixels,
+def _decoder(weights: Loaded, run: Run | None) -> dict[str, Any]:
+    names = {name.split(".")[2] for name in weights.beside if name.startswith("decoder.blocks.")}
+    content: dict[str, Any] = {
+        "decoder_hidden_size": weights.beside["decoder.embed.weight"].shape[0],
+        "decoder_num_hidden_layers": len(names),
+        "decoder_num_attention_heads": weights.decoder_heads,
+        "decoder_intermediate_size": weights.beside["decoder.blocks.0.mlp.fc1.weight"].shape[0],
     }
+    method = None if run is None else run.config.method
+    if isinstance(method, MAEConfig) and isinstance(method.masks[0], RandomMask):
+        content |= {"mask_ratio": method.masks[0].ratio, "norm_pix_loss": method.norm_pixels}
+    return content
 
 
-def _decoder_problem(method: MAE) -> str:
+def _decoder_problem(config: ViTConfig) -> str:
     """Why transformers' ViTMAE cannot have this decoder; empty: it can."""
-    vit = method.config.vit
-    if vit.patch_hw[0] != vit.patch_hw[1] or vit.image_hw[0] != vit.image_hw[1]:
+    if config.patch_hw[0] != config.patch_hw[1] or config.image_hw[0] != config.image_hw[1]:
         return "ViTMAE takes square images and patches only"
-    if vit.gelu != "erf":
+    if config.gelu != "erf":
         return "ViTMAE has one GELU for encoder and decoder, here they differ"
     return ""
 
@@ -192,9 +186,9 @@ def _write_config(content: dict[str, Any], folder: Path) -> None:
 
 
 _AUTO = """\
-from transformers import AutoImageProcessor, {0}
+from transformers import AutoImageProcessor, AutoModel
 
-processor, model = AutoImageProcessor.from_pretrained("FOLDER"), {0}.from_pretrained("FOLDER"{1}).eval()
+processor, model = AutoImageProcessor.from_pretrained("{0}"), AutoModel.from_pretrained("{0}"{1}).eval()
 tokens = model(**processor(pictures, return_tensors="pt")).last_hidden_state  # [B 1+N D], class token first
 """
 _CLASSIFIER = """\
@@ -204,8 +198,16 @@ processor = AutoImageProcessor.from_pretrained("FOLDER")
 model = AutoModelForImageClassification.from_pretrained("FOLDER").eval()
 logits = model(**processor(pictures, return_tensors="pt")).logits  # [B K]; names in model.config.id2label
 """
+_BOTH = """\
+The file holds encoder and decoder. AutoModel reports the decoder's keys as unexpected, and \
+ViTMAEForPreTraining that the type is `vit`: both are meant so."""
 _PAINTER = """
 from transformers import ViTMAEForPreTraining
 
 painter = ViTMAEForPreTraining.from_pretrained("FOLDER").eval()  # encoder and decoder
+"""
+_GUESSER = """
+from transformers import BeitForMaskedImageModeling
+
+guesser = BeitForMaskedImageModeling.from_pretrained("FOLDER").eval()  # tokens of hidden patches
 """

@@ -1,15 +1,18 @@
-"""What is exported: the network of a MODEL, how its images are prepared, and what is known of its making."""
+"""What is exported: the weights of a MODEL, and what is known of their making."""
 
-from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor, nn
+
 from ..methods.base import Method
+from ..methods.beit import BEiT
+from ..methods.codec import Codec
 from ..methods.dvae import DVAE
+from ..methods.mae import MAE
 from ..models import open_model, parse_run, vit_of
 from ..recipes import Facts
 from ..run import Run
-from ..vit import ViT
-from ..weights.exported import DESCRIPTION, Preparation, read
+from ..weights.loaded import Loaded
 
 
 class Subject(NamedTuple):
@@ -17,22 +20,17 @@ class Subject(NamedTuple):
 
     name: str
     """as it was asked for"""
-    vit: ViT | None
-    """None: a dVAE run, whose codec is in `method`"""
-    preparation: Preparation
-    classes: tuple[str, ...] | None = None
-    """names of the head's outputs, where they are known"""
+    weights: Loaded | Codec
+    """a ViT with what was trained beside it, or the tokenizer of a dVAE run"""
     run: Run | None = None
     step: int | None = None
-    method: Method | None = None
-    """of a run: the decoder or head that it trained beside the backbone"""
 
 
 class Written(NamedTuple):
     """What a format says of what it wrote."""
 
     loading: str
-    """how to load it: Python that needs no unmask"""
+    """how to load it, in Python"""
     notes: tuple[str, ...] = ()
     """what the reader must know: what was left out, and why"""
 
@@ -43,28 +41,19 @@ def open_subject(model: str) -> Subject:
     Raises:
         ValueError, FileNotFoundError: there is no such model, or it has no network.
     """
-    if model == "pixels":
-        raise ValueError("pixels has no network to export; give a run, a checkpoint or untrained:RECIPE")
-    folder = Path(model)
-    if (folder / DESCRIPTION).is_file():
-        exported = read(folder)
-        return Subject(model, exported.vit, exported.preparation, exported.classes)
     if not is_run(model):
         opened = open_model(model, Facts())
-        return Subject(
-            model,
-            opened.backbone,
-            Preparation(opened.size, opened.mean, opened.std, opened.channels, opened.value_range),
-        )
+        if opened.backbone is None:
+            raise ValueError(f"{model} has no network to export; give a run, a checkpoint or untrained:RECIPE")
+        vit = opened.backbone
+        about = {"mean": opened.mean, "std": opened.std, "range": opened.value_range}
+        return Subject(model, Loaded("a ViT", vit.config, tensors(vit), **about))
     run, step, part = parse_run(model)
     step = run.latest() if step is None else step
-    method, data = run.method(step), run.config.data
+    method = run.method(step)
     if isinstance(method, DVAE):
-        size = method.config.views[0].shape
-        return Subject(model, None, Preparation(size, data.mean, data.std, data.channels, data.range), None, run, step, method)
-    vit = vit_of(method, part)
-    preparation = Preparation(vit.config.image_hw, data.mean, data.std, data.channels, data.range)
-    return Subject(model, vit, preparation, None, run, step, method)
+        return Subject(model, method.tokenizer(), run, step)
+    return Subject(model, from_method(method, run, part), run, step)
 
 
 def is_run(model: str) -> bool:
@@ -74,3 +63,21 @@ def is_run(model: str) -> bool:
     except (ValueError, OSError):
         return False
     return True
+
+
+def from_method(method: Method, run: Run, part: str = "") -> Loaded:
+    """The weights of a run: its ViT, and the decoder (MAE) or head (BEiT) that it trained beside."""
+    vit, data = vit_of(method, part), run.config.data
+    beside, looks, heads = {}, f"the backbone of a {type(method).__name__} run", 16
+    if isinstance(method, MAE):
+        beside = {f"decoder.{name}": value for name, value in tensors(method.decoder).items()}
+        looks, heads = "an MAE run with its decoder", method.config.decoder_heads
+    elif isinstance(method, BEiT):
+        beside = {f"lm_head.{name}": value for name, value in tensors(method.lm_head).items()}
+        looks = "a BEiT run with its head over tokens"
+    return Loaded(looks, vit.config, tensors(vit), beside, data.mean, data.std, data.range, heads)
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state as files want it: on the CPU, contiguous, each name with its own memory."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}

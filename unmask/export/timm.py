@@ -12,31 +12,29 @@ from safetensors.torch import save_file
 
 from ..views import margin
 from ..vit import ViTConfig
-from ..weights.exported import tensors
+from ..weights.loaded import Loaded
 from ..weights.timm import to_timm
 from .fit import one_or_two, with_key_bias, without_key_bias
-from .subject import Subject, Written
+from .subject import Written
 
 _EPS = 1e-6
 """of timm's LayerNorm; a configuration cannot say another"""
 
 
-def write(subject: Subject, folder: Path) -> Written:
+def write(weights: Loaded, folder: Path) -> Written:
     """Write config.json and model.safetensors.
 
     Raises:
         ValueError: timm's networks cannot say something of this one.
     """
-    vit = subject.vit
-    assert vit is not None
-    config, beit = vit.config, vit.config.rel_pos != "none"
+    config, beit = weights.vit, weights.vit.rel_pos != "none"
     if config.norm_eps != _EPS:
         raise ValueError(
             f"LayerNorm epsilon {config.norm_eps:g}: timm's configuration knows {_EPS:g} only; use --format hf"
         )
     if beit and config.gelu != "erf":
         raise ValueError("timm's Beit has no tanh GELU; use --format onnx or torch")
-    state = tensors(vit)
+    state = weights.state
     if beit:
         state = without_key_bias(state, config)
     elif config.qkv_bias == "qv":
@@ -48,7 +46,7 @@ def write(subject: Subject, folder: Path) -> Written:
         "num_features": config.width,
         "global_pool": _pool(config),
         "model_args": model_args(config),
-        "pretrained_cfg": pretrained_cfg(subject),
+        "pretrained_cfg": pretrained_cfg(weights),
     }
     (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     loading = (
@@ -88,19 +86,19 @@ def model_args(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def pretrained_cfg(subject: Subject) -> dict[str, Any]:
+def pretrained_cfg(weights: Loaded) -> dict[str, Any]:
     """What timm's own transforms need to prepare images as we do."""
-    preparation = subject.preparation
+    config = weights.vit
     return {
-        "input_size": [preparation.channels, *preparation.size],
+        "input_size": [config.channels, *config.image_hw],
         "interpolation": "bicubic",
-        "crop_pct": 1 / margin(preparation.size),
+        "crop_pct": 1 / margin(config.image_hw),
         "crop_mode": "center",
-        "mean": list(preparation.mean),
-        "std": list(preparation.std),
+        "mean": list(weights.mean),
+        "std": list(weights.std),
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-    } | ({"label_names": list(subject.classes)} if subject.classes else {})
+    } | ({"label_names": list(weights.classes)} if weights.classes else {})
 
 
 def _pool(config: ViTConfig) -> str:

@@ -5,21 +5,28 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from .graph import Graph, size_varies
-from .subject import Subject, Written
+from ..weights.loaded import Loaded
+from .graph import TOLERANCE, Graph, difference, size_varies
+from .subject import Written
 
 FILE = "model.pt2"
 
 
-def write(subject: Subject, folder: Path) -> Written:
-    """Trace the network and write the program."""
-    assert subject.vit is not None
-    graph = Graph(subject.vit)
-    torch.export.save(trace(graph), folder / FILE)
+def write(weights: Loaded, folder: Path) -> Written:
+    """Trace the network, write the program, read it back and compare.
+
+    Raises:
+        RuntimeError: the program's outputs differ from the network's.
+    """
+    graph, file = Graph(weights.build()), folder / FILE
+    torch.export.save(trace(graph), file)
+    worst = difference(graph, torch.export.load(file).module())
+    if worst > TOLERANCE:
+        raise RuntimeError(f"the program's outputs differ from the network's by {worst:.1e} of the largest one")
     loading = (
         "import torch\n\n"
         f'model = torch.export.load("FOLDER/{FILE}").module()\n'
-        f"{', '.join(graph.names)} = model(images)  # images [B {subject.preparation.channels} h w], prepared as above"
+        f"{', '.join(graph.names)} = model(images)  # images [B {weights.vit.channels} h w], prepared as below"
     )
     return Written(loading, (sizes(graph),))
 

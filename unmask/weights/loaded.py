@@ -35,6 +35,8 @@ class Loaded:
     """values of 16-bit or float images that are black and white, as in DataConfig"""
     decoder_heads: int = 16
     """attention heads of an MAE's decoder, which its tensors do not tell; 16 in all published ones"""
+    classes: tuple[str, ...] = ()
+    """names of the head's outputs, in their order, where they are known"""
     notes: tuple[str, ...] = ()
     """what was taken for granted, one line each"""
 

@@ -2,10 +2,9 @@
 
 model.safetensors
   tensors    the names of `vit.ViT`, and what comes beside it (`decoder.*`, `lm_head.*`, ...)
-  header     unmask.model: JSON {looks, vit, mean, std, range, decoder_heads}
+  header     unmask.model: JSON {looks, vit, mean, std, range, decoder_heads, classes}
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ FILE = "model.safetensors"
 KEY = "unmask.model"
 """of the header's entry"""
 _BESIDE = ("decoder.", "lm_head.", "student.", "teacher.", "center", "patch_center")
-_FIELDS = ("looks", "mean", "std", "range", "decoder_heads")
+_FIELDS = ("looks", "mean", "std", "range", "decoder_heads", "classes")
 
 
 def write(loaded: Loaded, folder: Path) -> Path:
@@ -54,9 +53,9 @@ def from_file(state: State, header: str) -> Loaded:
         assert isinstance(vit, ViTConfig)
         mean, std = tuple(map(float, about["mean"])), tuple(map(float, about["std"]))
         limits = None if about["range"] is None else (float(about["range"][0]), float(about["range"][1]))
-        looks, heads = str(about["looks"]), int(about["decoder_heads"])
+        looks, heads, classes = str(about["looks"]), int(about["decoder_heads"]), tuple(map(str, about["classes"]))
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its header {KEY} is damaged ({type(error).__name__}: {error}); export it again") from None
     ours = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
     beside: dict[str, Tensor] = {name: value for name, value in state.items() if name.startswith(_BESIDE)}
-    return dataclasses.replace(Loaded(looks, vit, ours, beside), mean=mean, std=std, range=limits, decoder_heads=heads)
+    return Loaded(looks, vit, ours, beside, mean, std, limits, heads, classes)
