@@ -106,7 +106,7 @@ def test_a_part_that_was_cut_short_by_a_kill_is_computed_again(run, photos, tmp_
     with pytest.raises(Killed):
         package.embed(run, str(photos), tmp_path / "f.npz", batch=8)
     folder = tmp_path / ".f.npz.parts"
-    first, middle, last = sorted(folder.glob("part-*"))
+    first, middle, _ = sorted(folder.glob("part-*"))
     middle.rename(folder / f".{middle.name}.tmp")
     assert [part.file for part in module.whole_parts(folder)] == [first]
 

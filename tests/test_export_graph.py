@@ -86,11 +86,11 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 SIZES = {"one": {"batch": 1}, "five": {"batch": 5}, "wide": {"batch": 2, "size": (32, 64)}, "small": {"size": (16, 24)}}
 
 
-def write(format, folder, **config):
+def write(form, folder, **config):
     """A written program, with inputs of several batches and sizes beside it."""
     loaded = weights(**config)
     folder.mkdir(parents=True)
-    format.write(loaded, folder)
+    form.write(loaded, folder)
     for name, at in SIZES.items():
         if "size" not in at or size_varies(loaded.vit):
             np.savez(folder / f"{name}.npz", **expected(loaded, **at))
@@ -114,13 +114,13 @@ def test_onnxruntime_runs_our_program_at_any_batch_and_size(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", [torch_export, onnx], ids=["torch", "onnx"])
-def test_every_kind_of_positions_can_be_exported(format, tmp_path):
-    if format is onnx:
+@pytest.mark.parametrize("form", [torch_export, onnx], ids=["torch", "onnx"])
+def test_every_kind_of_positions_can_be_exported(form, tmp_path):
+    if form is onnx:
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'unmask[onnx]'")
     kinds = POSITIONS | {"shared": {**BEIT, "rel_pos": "shared"}, "per block": {**BEIT, "rel_pos": "per-block"}}
     for name, config in (kinds | {"antialias": {"pos_resize": "antialias"}}).items():
-        write(format, tmp_path / name, **config)
+        write(form, tmp_path / name, **config)
     result = elsewhere(PROGRAM, tmp_path)
     result.pop("names", None)
     assert len(result) == 5 * 4 + 3 * 2

@@ -5,7 +5,7 @@ make_pipeline(Embedder("runs/mine"), StandardScaler(), LogisticRegression()).fit
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -35,15 +35,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         device: where to compute.
     """
 
-    def __init__(
-        self,
-        model: str = "untrained:mae-nano",
-        *,
-        pool: Literal["cls", "mean", "both"] = "cls",
-        batch: int = 256,
-        workers: int = -1,
-        device: str = "cpu",
-    ):
+    def __init__(self, model="untrained:mae-nano", *, pool="cls", batch=256, workers=-1, device="cpu"):
+        # without types: scikit-learn wants nothing judged before `fit`
         self.model = model
         self.pool = pool
         self.batch = batch
@@ -110,7 +103,7 @@ class Arrays:
         return len(self.images)
 
     def __getitem__(self, i: int) -> Record:
-        image = self.images[i]
+        image = np.require(self.images[i], requirements="W")  # torch warns of memory that it must not write
         return Record(image[..., None] if image.ndim == 2 else image, -1, f"#{i}")
 
 
