@@ -61,7 +61,9 @@ def read(path: str | Path) -> Contents:
     if given.is_dir():
         found = [given / name for name in WEIGHTS if (given / name).is_file()]
         if not found:
-            raise ValueError(f"{given} has no weights: a model's folder has one of {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"{given} is no run (it has no config.json of one) and has no weights: {', '.join(WEIGHTS)}"
+            )
         file = found[0]
     beside = (read_json(file.with_name(name)) for name in ("config.json", "preprocessor_config.json"))
     if file.name == WEIGHTS[1]:
