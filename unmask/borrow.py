@@ -1,16 +1,18 @@
 """A run that begins with weights from elsewhere: sized by them, filled with them, and told what lacked."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from . import checkpoint
-from .config import RunConfig
+from .config import DataConfig, MethodConfig, OptimConfig, RunConfig
 from .methods.base import Method
 from .methods.beit import BEiT, BEiTConfig
 from .methods.ibot import IBOT, IBOTConfig
 from .methods.mae import MAE, MAEConfig
-from .models import names_run, parse_run, read_weights, vit_of
+from .models import exists, names_run, parse_run, read_weights, vit_of
 from .positions import pair
 from .run import Run
 from .views import View
@@ -62,9 +64,9 @@ def of_run(run: Run, step: int, part: str = "") -> Loaded:
     method, data = run.method(step), run.config.data
     vit = vit_of(method, part)
     beside = {n: v for n, v in method.state_dict().items() if not n.startswith(("encoder.", "vit.", "tokenizer."))}
-    return Loaded(
-        f"{run.path}, a {type(method).__name__}", vit.config, vit.state_dict(), beside, data.mean, data.std, data.range
-    )
+    heads = method.config.decoder_heads if isinstance(method, MAE) else 16
+    looks = f"{run.path}, a {type(method).__name__}"
+    return Loaded(looks, vit.config, vit.state_dict(), beside, data.mean, data.std, data.range, heads)
 
 
 def shaped(config: RunConfig, loaded: Loaded) -> RunConfig:
@@ -94,11 +96,63 @@ def shaped(config: RunConfig, loaded: Loaded) -> RunConfig:
     if isinstance(method, MAEConfig) and "decoder.embed.weight" in loaded.beside:
         depth = len({name.split(".")[2] for name in loaded.beside if name.startswith("decoder.blocks.")})
         width = len(loaded.beside["decoder.embed.weight"])
-        changes |= {"decoder_width": width, "decoder_depth": depth, "decoder_heads": loaded.decoder_heads}
+        changes |= {"decoder_width": width, "decoder_depth": depth}
+        changes |= {"decoder_heads": loaded.decoder_heads} if loaded.decoder_heads else {}
     data = config.data
     if len(loaded.mean) == data.channels:
         data = replace(data, mean=loaded.mean, std=loaded.std)
     return replace(config, method=replace(method, **changes), data=data)
+
+
+class Backbone(Method):
+    """A bare ViT in a method's place: it has pictures and features, and nothing to train with."""
+
+    def __init__(self, vit: ViT):
+        super().__init__()
+        self.vit = vit
+
+    def backbone(self) -> ViT:
+        return self.vit
+
+
+class Borrowed(Run):
+    """Weights from elsewhere in a run's place, for pictures."""
+
+    def __init__(self, spec: str, loaded: Loaded):
+        self.path, self.loaded = Path(spec), loaded
+        data = DataConfig(channels=loaded.vit.channels, range=loaded.range, mean=loaded.mean, std=loaded.std)
+        self.config = RunConfig("", MethodConfig(), data, OptimConfig())
+
+    @property
+    def figures(self) -> Path:
+        return Path()
+
+    def method(self, step: int | None = None) -> Method:
+        return Backbone(self.loaded.build())
+
+
+def pictured(spec: str, what: str, heads: int | None = None) -> tuple[Run, int | None, str]:
+    """A MODEL as the run that a picture is drawn of: RUN[@STEP][:part], or weights from elsewhere.
+
+    Raises:
+        ValueError: weights that this picture cannot be drawn of.
+    """
+    if names_run(spec) or not exists(spec):
+        return parse_run(spec)
+    loaded = read_weights(spec, heads)
+    if what in ("attention", "patches"):
+        for line in describe(loaded):
+            print(line, file=sys.stderr)
+        return Borrowed(spec, loaded), None, ""
+    if what == "reconstruction" and "decoder.embed.weight" not in loaded.beside:
+        raise ValueError(
+            f"{spec} is {loaded.looks}: it has no decoder to paint pixels with; train one, "
+            f"unmask pretrain mae DATA --from {spec}, or load a file that has one (mae_pretrain_vit_*_full.pth)"
+        )
+    raise ValueError(
+        f"{spec} is {loaded.looks}: of weights without a run, attention and patches are drawn; for {what} make a "
+        f"run of them, unmask pretrain RECIPE DATA --from {spec}"
+    )
 
 
 def fill(method: Method, loaded: Loaded) -> list[str]:
@@ -113,6 +167,9 @@ def fill(method: Method, loaded: Loaded) -> list[str]:
     if isinstance(method, MAE):
         used = ("decoder.",)
         notes.append(_fill_part(method.decoder, _under(loaded.beside, "decoder."), "decoder", free=("pos_embed",)))
+        here, there = method.config.decoder_heads, loaded.decoder_heads
+        if here != there and notes[-1].endswith("from the weights"):
+            notes[-1] += f", read with {here} heads; it was trained with {there or 'an unknown number'}"
     elif isinstance(method, BEiT):
         used = ("lm_head.",)
         notes.append(_fill_part(method.lm_head, _under(loaded.beside, "lm_head."), "lm_head"))

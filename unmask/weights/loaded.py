@@ -51,7 +51,7 @@ class Loaded:
     range: tuple[float, float] | None = None
     """values of 16-bit or float images that are black and white, as in DataConfig"""
     decoder_heads: int = 16
-    """attention heads of an MAE's decoder, which its tensors do not tell; 16 in all published ones"""
+    """attention heads of an MAE's decoder, which its tensors do not tell; 16 in all published ones, 0: unknown"""
     notes: tuple[str, ...] = ()
     """what was taken for granted, one line each"""
 

@@ -30,7 +30,10 @@ def load(state: State, about: About) -> Loaded:
         notes = (*notes, "its positions are not MAE's fixed sin-cos ones, and are taken as they are")
     if "norm_pix_loss" in about.args:
         notes = (*notes, f"it was trained on {'normalized' if about.args['norm_pix_loss'] else 'plain'} pixels")
-    return Loaded(looks, config, vit, beside, notes=notes)
+    published = not beside or len(beside.get("decoder.embed.bias", ())) == 512
+    if not published:
+        notes = (*notes, "nothing tells the attention heads of its decoder")
+    return Loaded(looks, config, vit, beside, decoder_heads=16 if published else 0, notes=notes)
 
 
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
