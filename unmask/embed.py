@@ -57,6 +57,7 @@ def embed(
     labels: Literal["auto", "folder", "none"] = "auto",
     overwrite: bool = False,
     seed: int = 0,
+    heads: int | None = None,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     batch: int = 256,
@@ -77,6 +78,7 @@ def embed(
         labels: as for `open_source`.
         overwrite: replace a file of other settings.
         seed: of the survey that sizes an untrained model.
+        heads: attention heads, where the weights do not tell them.
         device: where to compute.
         precision: bf16 runs under autocast; features are written as fp32.
         batch: images a forward pass.
@@ -92,7 +94,7 @@ def embed(
     if out.is_dir():
         raise UsageError(f"{out} is a folder; give a file, as in {out / 'features.parquet'}")
     source = open_source(data, labels) if isinstance(data, str) else data
-    (opened,) = open_models([model], source, seed=seed, device=device)
+    (opened,) = open_models([model], source, seed=seed, device=device, heads=heads, note=say)
     if opened.backbone is None:
         raise ValueError(f"{model} has no network; give a run, a checkpoint or untrained:RECIPE")
     settings = describe(opened, source, patches=patches, precision=precision)

@@ -50,10 +50,10 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             ValueError, FileNotFoundError: there is no such model, pooling or kind of images.
         """
         pools = self._pools()
-        (opened,) = open_models([self.model], as_source(X), device=self.device)
+        (opened,) = open_models([self.model], as_source(X), device=self.device, note=lambda line: None)
         if opened.backbone is None:
             raise ValueError(f"{self.model} has no network; give a run, a checkpoint or untrained:RECIPE")
-        self.opened_ = opened
+        self.opened_, self.backbone_ = opened, opened.backbone
         self._n_features_out = len(pools) * opened.backbone.config.width
         return self
 
@@ -67,7 +67,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         check_is_fitted(self)
         source, model, pools = as_source(X), self.opened_, self._pools()
         found = extract(
-            model.backbone, source, size=model.size, mean=model.mean, std=model.std, channels=model.channels,
+            self.backbone_, source, size=model.size, mean=model.mean, std=model.std, channels=model.channels,
             value_range=model.value_range, pools=pools, device=self.device, batch=self.batch, workers=self.workers,
         )  # fmt: skip
         if found.skipped:
@@ -94,7 +94,9 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 class Arrays:
     """Ready pixels as a source."""
 
-    name, classes, labels = "arrays", None, None
+    name: str = "arrays"
+    classes: list[str] | None = None
+    labels: np.ndarray | None = None
 
     def __init__(self, images: Sequence[np.ndarray]):
         self.images = images
@@ -124,6 +126,6 @@ def as_source(X: Images) -> Source:
         return Arrays(list(X))
     arrays = isinstance(X, np.ndarray) is False and all(isinstance(each, np.ndarray) for each in X)
     if arrays and all(each.dtype == np.uint8 and each.ndim in (2, 3) for each in X):
-        return Arrays(X)
+        return Arrays(list(X))
     what = f"{X.dtype} {list(X.shape)}" if isinstance(X, np.ndarray) else f"{len(X)} x {type(X[0]).__name__}"
     raise ValueError(f"X is {what}; {wanted}")

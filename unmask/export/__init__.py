@@ -27,7 +27,7 @@ class Folder(NamedTuple):
     files: list[Path]
     """all files, sorted; absolute"""
     notes: tuple[str, ...]
-    """what was left out, and why"""
+    """what the weights look like, and what was left out and why"""
 
 
 def export(
@@ -38,6 +38,7 @@ def export(
     overwrite: bool = False,
     license: str = "unknown",  # noqa: A002
     opset: int | None = None,
+    heads: int | None = None,
 ) -> Folder:
     """Write a MODEL for other programs.
 
@@ -48,6 +49,7 @@ def export(
         overwrite: replace what is there.
         license: what the card says, e.g. cc-by-nc-4.0.
         opset: of ONNX; None: 18.
+        heads: attention heads, where the weights do not tell them.
     Raises:
         ValueError: an unknown format, a folder in the way, a network that the format cannot say.
         ImportError: the format needs an extra that is not installed.
@@ -57,6 +59,8 @@ def export(
     if opset is not None and format != "onnx":
         raise UsageError(f"--opset {opset} is for --format onnx; leave it out")
     _check_free(Path(out), overwrite)
+    from ..methods.codec import Codec
+    from ..weights.load import describe
     from . import onnx
     from .card import write_card
     from .subject import open_subject
@@ -64,12 +68,16 @@ def export(
     opset = onnx.OPSET if opset is None else opset
     if format == "onnx":
         onnx.check(opset)
-    subject = open_subject(model)
+    subject = open_subject(model, heads)
     with _whole(Path(out), overwrite) as folder:
         written = _write(subject, format, folder, opset)
         write_card(subject, format, written, folder, license)
     path = Path(out).resolve()
-    return Folder(Path(out), sorted(file for file in path.rglob("*") if file.is_file()), written.notes)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    described = (
+        () if subject.run is not None or isinstance(subject.weights, Codec) else tuple(describe(subject.weights))
+    )
+    return Folder(Path(out), files, (*described, *written.notes))
 
 
 def _write(subject: "Subject", format: str, folder: Path, opset: int) -> "Written":  # noqa: A002

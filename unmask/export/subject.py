@@ -1,15 +1,14 @@
 """What is exported: the weights of a MODEL, and what is known of their making."""
 
+import dataclasses
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..methods.base import Method
-from ..methods.beit import BEiT
+from ..borrow import of_run
 from ..methods.codec import Codec
-from ..methods.dvae import DVAE
-from ..methods.mae import MAE
-from ..models import open_model, parse_run, vit_of
+from ..methods.dvae import DVAEConfig
+from ..models import names_run, open_model, parse_run, read_weights
 from ..recipes import Facts
 from ..run import Run
 from ..weights.loaded import Loaded
@@ -35,47 +34,36 @@ class Written(NamedTuple):
     """what the reader must know: what was left out, and why"""
 
 
-def open_subject(model: str) -> Subject:
+def open_subject(model: str, heads: int | None = None) -> Subject:
     """Open a MODEL for export.
 
+    Args:
+        model: a run, a checkpoint or folder of any dialect, timm:NAME, hf:NAME, untrained:RECIPE.
+        heads: attention heads, where the weights do not tell them.
     Raises:
         ValueError, FileNotFoundError: there is no such model, or it has no network.
     """
-    if not is_run(model):
+    if model == "pixels":
+        raise ValueError("pixels has no network to export; give a run, a checkpoint or untrained:RECIPE")
+    if model.startswith("untrained:"):
         opened = open_model(model, Facts())
-        if opened.backbone is None:
-            raise ValueError(f"{model} has no network to export; give a run, a checkpoint or untrained:RECIPE")
-        vit = opened.backbone
-        about = {"mean": opened.mean, "std": opened.std, "range": opened.value_range}
-        return Subject(model, Loaded("a ViT", vit.config, tensors(vit), **about))
+        assert opened.backbone is not None
+        state = tensors(opened.backbone)
+        return Subject(model, Loaded("an untrained ViT", opened.backbone.config, state, {}, opened.mean, opened.std))
+    if not names_run(model):
+        return Subject(model, read_weights(model, heads))
     run, step, part = parse_run(model)
     step = run.latest() if step is None else step
-    method = run.method(step)
-    if isinstance(method, DVAE):
-        return Subject(model, method.tokenizer(), run, step)
-    return Subject(model, from_method(method, run, part), run, step)
-
-
-def is_run(model: str) -> bool:
-    """Whether a MODEL is written like a run and one lies there."""
-    try:
-        parse_run(model)
-    except (ValueError, OSError):
-        return False
-    return True
-
-
-def from_method(method: Method, run: Run, part: str = "") -> Loaded:
-    """The weights of a run: its ViT, and the decoder (MAE) or head (BEiT) that it trained beside."""
-    vit, data = vit_of(method, part), run.config.data
-    beside, looks, heads = {}, f"the backbone of a {type(method).__name__} run", 16
-    if isinstance(method, MAE):
-        beside = {f"decoder.{name}": value for name, value in tensors(method.decoder).items()}
-        looks, heads = "an MAE run with its decoder", method.config.decoder_heads
-    elif isinstance(method, BEiT):
-        beside = {f"lm_head.{name}": value for name, value in tensors(method.lm_head).items()}
-        looks = "a BEiT run with its head over tokens"
-    return Loaded(looks, vit.config, tensors(vit), beside, data.mean, data.std, data.range, heads)
+    if isinstance(run.config.method, DVAEConfig):
+        codec = run.method(step).backbone()
+        assert isinstance(codec, Codec)
+        return Subject(model, codec, run, step)
+    if step is None:
+        raise ValueError(f"{run.path} has no checkpoint yet; train it first")
+    weights = of_run(run, step, part)
+    beside = {name: value for name, value in weights.beside.items() if name.startswith(("decoder.", "lm_head."))}
+    looks = f"{type(run.config.method).__name__.removesuffix('Config')} {run.config.recipe}, step {step}"
+    return Subject(model, dataclasses.replace(weights, looks=looks, beside=beside), run, step)
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

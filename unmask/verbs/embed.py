@@ -37,6 +37,8 @@ def run(arguments: list[str]) -> Result:
         """where labels come from"""
         seed: int = 0
         """of the survey that sizes untrained:RECIPE"""
+        heads: int | None = None
+        """attention heads, where the weights do not tell them"""
         batch: int = 256
         """images a forward pass"""
         device: str = "auto"
@@ -66,7 +68,7 @@ def run(arguments: list[str]) -> Result:
 
         made = embed(
             given.model, source, given.out, patches=given.patches, overwrite=given.overwrite, seed=given.seed,
-            device=world.device, precision=given.precision, batch=given.batch, workers=given.workers,
+            heads=given.heads, device=world.device, precision=given.precision, batch=given.batch, workers=given.workers,
             progress=progress, say=console.say,
         )  # fmt: skip
     speed = f", {rate:,.0f} images a second" if rate else ""

@@ -32,12 +32,20 @@ def run(arguments: list[str]) -> Result:
         """what the card says, e.g. cc-by-nc-4.0"""
         opset: int | None = None
         """of ONNX (default: 18, the oldest)"""
+        heads: int | None = None
+        """attention heads, where the weights do not tell them"""
 
     given = parse(Arguments, arguments, "export", ABOUT)
     if not given.model or not given.format or given.out is None:
         raise UsageError("export needs MODEL, --format and --out: unmask export RUN --format hf --out DIR")
     made = export(
-        given.model, given.format, given.out, overwrite=given.overwrite, license=given.license, opset=given.opset
+        given.model,
+        given.format,
+        given.out,
+        overwrite=given.overwrite,
+        license=given.license,
+        opset=given.opset,
+        heads=given.heads,
     )
     console = Console()
     for note in made.notes:

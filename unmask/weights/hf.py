@@ -22,12 +22,16 @@ the classifier does not use, is left out.
 """
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from ..positions import grid_of
+from .architecture import architecture
+from .loaded import HALF, IMAGENET, About, Loaded, State
+
 Kind = Literal["vit", "vit_mae", "beit"]
 """`model_type` in config.json"""
 
@@ -65,8 +69,67 @@ _OUTSIDE = (  # never after `vit.` or `beit.`
     ("decoder.pos_embed", "decoder.decoder_pos_embed"),
     ("decoder.mask_token", "decoder.mask_token"),
 )
+_GELU: dict[str, Any] = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+"""hidden_act in config.json, and ours"""
+_INPUT = {"vit": HALF, "vit_mae": IMAGENET, "beit": HALF}
+"""mean and deviation that transformers normalizes with where the folder does not say"""
 _OURS = re.compile(r"(decoder\.)?blocks\.(\d+)\.(.+)")
 _THEIRS = re.compile(r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)")
+
+
+def load(state: State, about: About) -> Loaded:
+    """Read a folder's tensors with its config.json, and preprocessor_config.json where there is one.
+
+    Raises:
+        ValueError: the config is of another model, or says what ours cannot do.
+    """
+    config = about.config
+    kind = config.get("model_type", _kind(state))
+    if kind not in _INPUT:
+        raise ValueError(f"config.json is of a {kind!r}; of transformers vit, vit_mae and beit can be loaded")
+    every = from_hf(state)
+    beside = {name: value for name, value in every.items() if name.startswith(("decoder.", "lm_head."))}
+    vit = {name: value for name, value in every.items() if name not in beside}
+    notes = [] if config else ["no config.json: epsilon 1e-12 and GELU, as transformers' defaults are"]
+    act = str(config.get("hidden_act", "gelu"))
+    if act not in _GELU:
+        raise ValueError(f"config.json says hidden_act {act}; {', '.join(_GELU)} can be loaded")
+    grid = None
+    if "image_size" in config and "patch_size" in config:
+        size, patch = (tuple(v) if isinstance(v := config[n], list) else (v, v) for n in ("image_size", "patch_size"))
+        grid = grid_of(size, patch)
+    model, taken = architecture(
+        vit,
+        heads=about.heads,
+        said=config.get("num_attention_heads"),
+        grid=grid,
+        norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+        gelu=_GELU[act],
+        init="mae" if kind == "vit_mae" else "beit" if kind == "beit" else "timm",
+    )
+    mean, std, said = _input(about.processor, kind)
+    return Loaded(
+        f"transformers' {kind}", model, vit, beside, mean, std,
+        decoder_heads=int(config.get("decoder_num_attention_heads", 16)), notes=(*notes, *taken, *said),
+    )  # fmt: skip
+
+
+def _kind(state: State) -> str:
+    """The model without a config.json."""
+    if any(name.startswith("decoder.") for name in state):
+        return "vit_mae"
+    return "beit" if any("lambda_1" in name or "relative_position" in name for name in state) else "vit"
+
+
+def _input(processor: Mapping[str, Any], kind: str) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:
+    """Mean and deviation by the processor's file, or by transformers' own defaults."""
+    if not processor:
+        mean, std = _INPUT[kind]
+        return mean, std, [f"no preprocessor_config.json: input as transformers normalizes it for {kind}"]
+    if not processor.get("do_normalize", True):
+        return (0.0,) * 3, (1.0,) * 3, []
+    mean, std = (processor.get(f"image_{n}", usual) for n, usual in zip(("mean", "std"), _INPUT[kind], strict=True))
+    return tuple(map(float, mean)), tuple(map(float, std)), []
 
 
 def from_hf(state: State) -> State:

@@ -1,6 +1,8 @@
 """What every dialect is read into: a ViT's weights by our names, and all that is known about them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +15,21 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """input mean and deviation of MAE, iBOT and DINO"""
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """of BEiT and of Google's ViT"""
+
+
+class About(NamedTuple):
+    """What is known of tensors beside themselves."""
+
+    wrapper: str = ""
+    """the entry of the file that held them: `model`, `teacher`; empty: none did"""
+    args: Mapping[str, Any] = {}
+    """settings of the program that trained, where it saved them"""
+    config: Mapping[str, Any] = {}
+    """config.json beside the file"""
+    processor: Mapping[str, Any] = {}
+    """preprocessor_config.json beside the file"""
+    heads: int | None = None
+    """attention heads that the user gave"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Loaded:
     range: tuple[float, float] | None = None
     """values of 16-bit or float images that are black and white, as in DataConfig"""
     decoder_heads: int = 16
-    """attention heads of an MAE's decoder, which its tensors do not tell; 16 in all published ones"""
+    """attention heads of an MAE's decoder, which its tensors do not tell; 16 in all published ones, 0: unknown"""
     classes: tuple[str, ...] = ()
     """names of the head's outputs, in their order, where they are known"""
     notes: tuple[str, ...] = ()

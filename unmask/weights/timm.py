@@ -9,13 +9,90 @@ class token without a row gets zeros. timm's `k_bias` is a buffer of zeros that 
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import beit
+from .architecture import architecture, heads_said
+from .loaded import IMAGENET, About, Loaded, State
 
-State = dict[str, Tensor]
+
+def load(state: State, about: About) -> Loaded:
+    """Read a state dict of `VisionTransformer`; also a DeiT or a fine-tuned MAE, whose names are the same.
+
+    A file of timm's own folder (config.json with `pretrained_cfg`) says how its input is normalized.
+    """
+    said = about.config.get("pretrained_cfg")
+    config = said if isinstance(said, dict) else {}
+    vit = from_timm(state)
+    official = about.wrapper == "model"  # DeiT's and MAE's programs save it so; both resize without a filter
+    model, notes = architecture(
+        vit, heads=about.heads, said=heads_said(about, vit), pos_resize="size" if official else "antialias"
+    )
+    looks = "a fine-tuned MAE or DeiT" if official else "a VisionTransformer of timm"
+    if not official and "mean" not in config:
+        notes = (
+            *notes,
+            "input normalized with ImageNet's mean and deviation; some of timm's want 0.5: timm:NAME knows",
+        )
+    mean, std = (
+        tuple(map(float, config.get(name, usual))) for name, usual in zip(("mean", "std"), IMAGENET, strict=True)
+    )
+    return Loaded(looks, model, vit, mean=mean, std=std, notes=notes)
+
+
+def load_named(name: str) -> Loaded:
+    """Read `timm:NAME`: what `timm.create_model(NAME, pretrained=True)` has.
+
+    Raises:
+        ValueError: timm is missing, has no such model or no weights for it, or it is another architecture.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs timm: pip install 'unmask[hub]'") from None
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # timm's own, the hub's and the network's
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"timm:{name} could not be made: {reason[0]}") from error
+    return of_model(model, name)
+
+
+def of_model(model: Any, name: str) -> Loaded:
+    """Read a model that timm made: its tensors, heads, epsilon, GELU and input.
+
+    Raises:
+        ValueError: it is neither a VisionTransformer nor a Beit, or it has parts that ours has not.
+    """
+    kind = type(model).__name__
+    if kind not in ("VisionTransformer", "Beit"):
+        raise ValueError(f"timm:{name} is a {kind}; only VisionTransformer and Beit can be loaded")
+    block, input_ = model.blocks[0], model.pretrained_cfg
+    act = str(block.mlp.act)
+    if "GELU" not in act:
+        raise ValueError(f"timm:{name} has the activation {act}; only GELU can be loaded")
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    about = About(args={"num_heads": block.attn.num_heads})
+    loaded = (beit.load if kind == "Beit" else load)(state, about)
+    grid = tuple(model.patch_embed.grid_size)
+    if kind != "Beit":
+        state = from_timm(state, grid)
+    vit, _ = architecture(
+        loaded.state if kind == "Beit" else state,
+        said=block.attn.num_heads,
+        grid=grid,
+        pos_resize="antialias",
+        norm_eps=block.norm1.eps,
+        gelu="tanh" if "tanh" in act else "erf",
+        init=loaded.vit.init,
+    )
+    return replace(
+        loaded, looks=f"timm's {name}", vit=vit, state=loaded.state if kind == "Beit" else state,
+        mean=tuple(input_["mean"]), std=tuple(input_["std"]), notes=(),
+    )  # fmt: skip
 
 
 def is_beit(state: State) -> bool:

@@ -53,7 +53,11 @@ def from_file(state: State, header: str) -> Loaded:
         assert isinstance(vit, ViTConfig)
         mean, std = tuple(map(float, about["mean"])), tuple(map(float, about["std"]))
         limits = None if about["range"] is None else (float(about["range"][0]), float(about["range"][1]))
-        looks, heads, classes = str(about["looks"]), int(about["decoder_heads"]), tuple(map(str, about["classes"]))
+        looks, heads, classes = (
+            str(about["looks"]),
+            int(about["decoder_heads"]),
+            tuple(map(str, about.get("classes", ()))),
+        )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its header {KEY} is damaged ({type(error).__name__}: {error}); export it again") from None
     ours = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
