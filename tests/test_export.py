@@ -59,6 +59,13 @@ def test_ours_comes_back_to_the_bit_with_everything_that_is_known(config, tmp_pa
     assert all(torch.equal(back.state[name], wrote.state[name]) for name in wrote.state)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "timm", "hf"])
+def test_an_exported_folder_is_a_model_again(form, run, tmp_path):
+    package.export(str(run.path), form, tmp_path / "out")
+    back, truth = load(str(tmp_path / "out"), heads=2).state_dict(), run.backbone().state_dict()
+    assert back.keys() == truth.keys() and all(torch.equal(back[name], truth[name]) for name in truth)
+
+
 def test_the_command_line_names_the_folder_and_every_file(run, tmp_path):
     said = unmask("export", run.path, "--format", "timm", "--out", tmp_path / "out", "--license", "cc-by-4.0")
     assert said.code == 0
