@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import cli_toys
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from unmask.methods.mae import MAEConfig
 from unmask.models import load, open_model
 from unmask.positions import relative_position_index, resize_pos_embed, resize_relative
 from unmask.recipes import Facts, find
+from unmask.run import Run
 from unmask.views import View
 from unmask.vit import ViT, ViTConfig
 from unmask.weights.adapt import fit, fit_patches
@@ -269,3 +271,17 @@ def test_weights_without_a_run_have_attention(tmp_path, capsys):
     assert "an MAE encoder" in capsys.readouterr().err
     with pytest.raises(ValueError, match="attention and patches are drawn"):
         pictured(str(tmp_path / "a.pth"), "curves", heads=2)
+
+
+def test_pretrain_goes_on_from_a_file(tmp_path):
+    official_mae(tmp_path / "a.pth")
+    photos = cli_toys.pictures(tmp_path / "photos")
+    words = ("--from", tmp_path / "a.pth", "--heads", "2", "--out", tmp_path / "run", *cli_toys.SHORT)
+    said = cli_toys.unmask("pretrain", "mae", photos, *words)
+    assert said.code == 0, said.err
+    assert "an MAE encoder with its decoder: width 32, depth 2, 2 heads" in said.err
+    assert "decoder: from the weights" in said.err
+    config = Run(tmp_path / "run").config
+    assert (config.init_from, config.method.vit.width) == (str(tmp_path / "a.pth"), 32)
+    again = cli_toys.unmask("pretrain", "mae", photos, *words)  # the same command goes on
+    assert again.code == 0 and again.json["resumed_from"] == 3

@@ -6,13 +6,16 @@ import pickle
 import struct
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from unmask.methods.codec import CodecConfig, build_codec
 from unmask.methods.ibot import IBOTConfig
@@ -23,6 +26,7 @@ from unmask.weights import beit, hf, ibot, jax, mae, timm, unmask
 from unmask.weights.load import describe, load
 from unmask.weights.loaded import HALF, IMAGENET, Loaded
 
+GOLDENS = Path(__file__).parent / "golden"
 TINY = ViTConfig(image_size=32, patch=8, width=32, depth=2, heads=2, mlp_ratio=2)
 SINCOS = replace(TINY, pos_embed="sincos", init="mae")
 BEIT = replace(TINY, pos_embed="none", rel_pos="shared", qkv_bias="qv", layer_scale=0.1, mask_token=True, init="beit")
@@ -358,7 +362,7 @@ def test_a_truncated_file_is_refused(tmp_path, kind, part):
 
 
 def test_a_folder_without_weights_and_a_path_without_anything(tmp_path):
-    with pytest.raises(ValueError, match="has no weights"):
+    with pytest.raises(ValueError, match=r"no weights \(model\.safetensors"):
         load(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(str(tmp_path / "nowhere"))
@@ -432,3 +436,69 @@ def test_sizes_that_are_claimed_only_allocate_nothing(tmp_path):
     unmask.write(wrote, tmp_path)
     with pytest.raises(ValueError, match="far smaller"):
         load(str(tmp_path))
+
+
+# --- both ways --------------------------------------------------------------------------------------------
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "depth": st.integers(1, 3),
+        "image_size": st.sampled_from([16, 24]),
+        "patch": st.sampled_from([4, 8]),
+        "channels": st.integers(1, 4),
+        "layer_scale": st.sampled_from([None, 0.1]),
+        "classes": st.sampled_from([0, 3]),
+    }
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SHAPES, st.integers(0, 2), st.sampled_from(["full", "none"]))
+def test_a_vit_goes_to_timm_and_back_to_the_bit(shape, registers, bias):
+    state = drawn(ViTConfig(**shape, width=8, heads=2, registers=registers, qkv_bias=bias))
+    assert same(timm.from_timm(timm.to_timm(state), (shape["image_size"] // shape["patch"],) * 2), state)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SHAPES, st.sampled_from(["shared", "per-block", "none"]), st.sampled_from(["learned", "none"]))
+def test_a_beit_goes_to_its_official_names_and_to_timm_and_back_to_the_bit(shape, rel_pos, pos):
+    config = ViTConfig(**shape, width=8, heads=2, rel_pos=rel_pos, pos_embed=pos, qkv_bias="qv", mask_token=True)
+    state = drawn(config)
+    assert same(beit.from_official(beit.to_official(state, config.grid, prefix=""), prefix=""), state)
+    del state["mask_token"]  # timm has none
+    assert same(timm.from_timm(timm.to_timm(state)), state)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SHAPES, st.booleans())
+def test_a_backbone_goes_to_ibot_and_back_to_the_bit(shape, mask_token):
+    state = drawn(ViTConfig(**shape, width=8, heads=2, mask_token=mask_token))
+    assert same(ibot.vit_from_official(ibot.vit_to_official(state)), state)
+
+
+def test_an_mae_goes_to_its_official_names_and_back_to_the_bit():
+    state = full_mae()
+    assert same(mae.from_official(mae.to_official(state)), state)
+
+
+@pytest.mark.parametrize(
+    ("case", "group", "wrapper", "heads", "looks"),
+    [
+        ("mae_forward", "model", "model", "num_heads", "an MAE encoder with its decoder"),
+        ("beit_pretrain_shared_rel", "model", "model", None, "a BEiT, pre-trained, with its lm_head"),
+        ("beit_pretrain_nonsquare", "model", "model", None, "a BEiT, pre-trained, with its lm_head"),
+        ("beit_pretrain_abs_perblock_rel", "model", "module", None, "a BEiT, pre-trained, with its lm_head"),
+        ("ibot_backbone", "backbone", "state_dict", "num_heads", "an iBOT or DINO backbone"),
+        ("ibot_trajectory", "", "", "num_heads", "an iBOT training checkpoint, its teacher"),
+    ],
+)
+def test_the_goldens_load_by_their_official_names(case, group, wrapper, heads, looks, tmp_path):
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in load_file(GOLDENS / f"{case}.safetensors").items():
+        if name.startswith("weights/"):
+            _, part, official = name.split("/", 2)
+            groups.setdefault(part, {})[official] = value
+    torch.save({wrapper: groups[group]} if group else groups, tmp_path / "a")
+    found = load(str(tmp_path / "a"), heads=4 if heads else None)
+    assert found.looks == looks
+    found.build()

@@ -62,7 +62,7 @@ def read(path: str | Path) -> Contents:
         found = [given / name for name in WEIGHTS if (given / name).is_file()]
         if not found:
             raise ValueError(
-                f"{given} is no run (it has no config.json of one) and has no weights: {', '.join(WEIGHTS)}"
+                f"{given} is not a run: it has no config.json of one, and no weights ({', '.join(WEIGHTS)})"
             )
         file = found[0]
     beside = (read_json(file.with_name(name)) for name in ("config.json", "preprocessor_config.json"))
