@@ -130,7 +130,7 @@ def test_from_gives_a_new_run_the_weights_of_another(photos, finished, tmp_path)
         (["--from", "{run}", "--method.vit.width", "48"], "give the recipe (mae-nano), sizes and --channels of that"),
         (["--from", "{run}@2"], "no such checkpoint; there are 3"),
         (["--from", "{run}:teacher"], "leave :teacher out"),
-        (["--from", "nowhere"], "no model 'nowhere'; give --from a run directory"),
+        (["--from", "nowhere"], "no model 'nowhere'; give a run directory"),
     ],
     ids=lambda value: str(value),
 )

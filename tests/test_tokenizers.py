@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from unmask import tokenizers
@@ -23,6 +24,7 @@ from unmask.methods.dvae import DVAEConfig
 from unmask.testing.beit_cases import GivenTokens
 from unmask.tokenizers import FILE, Tokenizer, fingerprint, freeze, load, save
 from unmask.views import View
+from unmask.weights import dalle
 
 DALLE = CodecConfig(vocab=32, stride=4, width=8, groups=3, blocks=1, code_width=8)
 BEIT = CodecConfig(kind="beit", vocab=24, stride=4, width=8, code_width=8, likelihood="mse")
@@ -137,6 +139,21 @@ def test_a_dictionary_that_is_no_discrete_vae_is_refused(tmp_path):
             load(tmp_path)
 
 
+def test_dall_e_is_read_from_safetensors_and_a_vae_from_any_name(tmp_path):
+    codec = build_codec(DALLE)
+    for part, state in zip(("encoder", "decoder"), dalle.to_official(codec.state_dict()), strict=True):
+        save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / f"{part}.safetensors")
+    assert fingerprint(load(tmp_path)) == fingerprint(codec)
+    both = {f"{p}.{n}": v for p in ("encoder", "decoder") for n, v in load_file(tmp_path / f"{p}.safetensors").items()}
+    save_file(both, tmp_path / "both")
+    assert fingerprint(load(tmp_path / "both")) == fingerprint(codec)
+    (tmp_path / "decoder.safetensors").unlink()
+    with pytest.raises(ValueError, match="side by side"):
+        load(tmp_path / "encoder.safetensors")
+    torch.save({"hparams": {}, "weights": build_codec(BEIT).state_dict()}, tmp_path / "anything")
+    assert load(tmp_path / "anything").config == BEIT
+
+
 def test_a_discrete_vae_file_that_would_execute_something_is_refused(tmp_path):
     torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="refused"):
@@ -159,7 +176,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_with_the_cure(damage, tmp_path):
         save(build_codec(DALLE), file)
     state = load_file(file) if damage != "none" else {}
     if damage == "weights":
-        with tokenizers.safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="pt") as opened:
             header = opened.metadata()
         state["encoder.input.bias"] += 1
         save_file(state, file, metadata=header)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import recipes, show
+    from .embed import embed
+    from .embedder import Embedder
+    from .export import export
     from .models import evaluate, load
     from .predict import predict
     from .pretrain import pretrain
@@ -17,11 +20,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "__version__", "evaluate", "load", "predict", "pretrain", "recipes", "show"]
+__all__ = [
+    "Embedder",
+    "Run",
+    "__version__",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "recipes",
+    "show",
+]
 
-_HOME = {"Run": "run", "load": "models", "recipes": "recipes", "show": "show"}
+_HOME = {"Embedder": "embedder", "Run": "run", "load": "models", "recipes": "recipes", "show": "show"}
 """public name -> the module that has it, or is it"""
-_VERBS = {"evaluate": "models", "predict": "predict", "pretrain": "pretrain"}
+_VERBS = {
+    "embed": "embed",
+    "evaluate": "models",
+    "export": "export",
+    "predict": "predict",
+    "pretrain": "pretrain",
+}
 """functions that share their name with a module -> the module that has them"""
 
 

@@ -2,13 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from .config import DataConfig, RunConfig
+from .config import RunConfig
 from .data.sources import Source, open_source
 from .data.survey import survey
 from .evaluate import EvalModel
@@ -20,20 +21,33 @@ from .randomness import fold
 from .recipes import Facts, find, fitting_size
 from .run import Run
 from .vit import ViT
+from .weights.files import read_json
+from .weights.load import describe
+from .weights.load import load as load_weights
+from .weights.loaded import Loaded
 
-_GRAMMAR = "give a run directory (RUN, RUN@STEP, RUN:student, RUN:teacher), untrained:RECIPE or pixels"
+_GRAMMAR = (
+    "give a run directory (RUN, RUN@STEP, RUN:student, RUN:teacher), a checkpoint file (MAE, BEiT, iBOT, DINO, "
+    "timm, JAX), a folder that was exported or is of transformers, timm:NAME, hf:NAME_OR_FOLDER, "
+    "untrained:RECIPE or pixels"
+)
+Note = Callable[[str], None]
+"""says a line to a person"""
 
 
-def load(spec: str) -> ViT:
+def load(spec: str, *, heads: int | None = None, note: Note | None = None) -> ViT:
     """Load a MODEL's network, on the CPU and in evaluation mode.
 
     Args:
-        spec: `RUN[@STEP][:student|:teacher]` (the newest step, the teacher where there is one) or
+        spec: `RUN[@STEP][:student|:teacher]` (the newest step, the teacher where there is one), a file or
+            folder of weights of any dialect (docs/weights.md), `timm:NAME`, `hf:NAME_OR_FOLDER` or
             `untrained:RECIPE`.
+        heads: attention heads, where the weights do not tell them.
+        note: is told what the weights look like and what was taken for granted; None: standard error.
     Raises:
-        ValueError, FileNotFoundError: there is no such model; says what could be given.
+        ValueError, FileNotFoundError: there is no such model, or it cannot be loaded whole.
     """
-    backbone = open_model(spec, Facts()).backbone
+    backbone = open_model(spec, Facts(), heads=heads, note=note).backbone
     if backbone is None:
         raise ValueError(f"{spec} has no network to load; {_GRAMMAR.removesuffix(' or pixels')}")
     return backbone
@@ -48,6 +62,7 @@ def evaluate(
     labels: Literal["auto", "folder", "none"] = "auto",
     seed: int = 0,
     device: torch.device | str = "cpu",
+    heads: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Judge MODELs by labelled DATA: `evaluate.evaluate` for what is written on the command line.
@@ -60,6 +75,7 @@ def evaluate(
         labels: as for `open_source`.
         seed: of the bootstrap, the probe and the survey.
         device: where to compute.
+        heads: attention heads, where a model's file does not tell them.
         options: of `evaluate.evaluate`: pools, ks, batch, workers, note, progress, epochs, lr, save.
     Returns:
         its rows.
@@ -67,43 +83,46 @@ def evaluate(
         ValueError, OSError: one line that names the value, the place and the cure.
     """
     known, asked = (open_source(d, labels) if isinstance(d, str) else d for d in (train, test))
-    opened = open_models(models, known, seed=seed, device=device)
+    opened = open_models(models, known, seed=seed, device=device, heads=heads, note=options.get("note"))
     return judge(opened, protocols, known, asked, seed=seed, device=device, **options)
 
 
 def open_models(
-    specs: Sequence[str], data: Source, *, seed: int = 0, device: torch.device | str = "cpu"
+    specs: Sequence[str],
+    data: Source,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    heads: int | None = None,
+    note: Note | None = None,
 ) -> list[EvalModel]:
     """Open MODELs that will see the same data; those that are sized by it are sized once.
 
-    `pixels` and `untrained:RECIPE` read images as the first run beside them does: with its channels and
+    `pixels` and `untrained:RECIPE` read images as the first model beside them does: with its channels and
     its range.
     """
     specs = list(dict.fromkeys(specs))
     sized = {spec for spec in specs if spec == "pixels" or spec.startswith("untrained:")}
-    runs = [spec for spec in specs if spec not in sized and not (Path(spec) / FILE).is_file()]
-    like = next((parse_run(spec)[0].config.data for spec in runs), DataConfig())
-    facts = Facts()
+    opened = {spec: open_model(spec, Facts(), heads=heads, note=note) for spec in specs if spec not in sized}
+    like = next(iter(opened.values()), None)
+    channels, value_range = (3, None) if like is None else (like.channels, like.value_range)
     if sized:
-        side, mean, std = survey(data, seed=seed, channels=like.channels, value_range=like.range)
-        facts = Facts(len(data), side, like.channels, mean, std, torch.device(device).type == "cuda")
-    opened = []
-    for spec in specs:
-        model = open_model(spec, facts)
-        if spec in sized:
-            model = model._replace(value_range=like.range)
+        side, mean, std = survey(data, seed=seed, channels=channels, value_range=value_range)
+        facts = Facts(len(data), side, channels, mean, std, torch.device(device).type == "cuda")
+        opened |= {spec: open_model(spec, facts)._replace(value_range=value_range) for spec in sized}
+    for model in opened.values():
         if model.backbone is not None:
             model.backbone.to(device)
-        opened.append(model)
-    return opened
+    return [opened[spec] for spec in specs]
 
 
-def open_model(spec: str, facts: Facts) -> EvalModel:
+def open_model(spec: str, facts: Facts, *, heads: int | None = None, note: Note | None = None) -> EvalModel:
     """Open a MODEL for evaluation.
 
     Args:
-        spec: `RUN[@STEP][:student|:teacher]`, a folder of `evaluate --save`, `untrained:RECIPE` or `pixels`.
+        spec: as for `load`, a folder of `evaluate --save`, or `pixels`.
         facts: of the data it will see; an untrained model and pixels are sized by them.
+        heads, note: as for `load`.
     Raises:
         ValueError, FileNotFoundError: there is no such model; says what could be given.
     """
@@ -116,9 +135,44 @@ def open_model(spec: str, facts: Facts) -> EvalModel:
         saved = read_classifier(Path(spec))
         config = saved.vit.config
         return EvalModel(spec, saved.vit, config.image_hw, saved.mean, saved.std, config.channels, saved.value_range)
+    if not names_run(spec) and exists(spec):
+        loaded = read_weights(spec, heads)
+        for line in describe(loaded):
+            (note or _to_stderr)(line)
+        size, mean, std = loaded.vit.image_hw, loaded.mean, loaded.std
+        return EvalModel(spec, loaded.build(), size, mean, std, loaded.vit.channels, loaded.range)
     run, step, part = parse_run(spec)
     backbone, data = vit_of(run.method(step), part), run.config.data
     return EvalModel(spec, backbone, backbone.config.image_hw, data.mean, data.std, data.channels, data.range)
+
+
+def names_run(spec: str) -> bool:
+    """Whether a MODEL is one of our runs: a folder whose config.json is a run's, not transformers'."""
+    place, _ = _split(spec.partition("@")[0] if not Path(spec).exists() else spec)
+    return "recipe" in read_json(Path(place) / "config.json")
+
+
+def exists(spec: str) -> bool:
+    """Whether a MODEL that is no run can be looked for: a name of a library, or a path that is there."""
+    return spec.startswith(("timm:", "hf:")) or Path(_split(spec)[0]).exists()
+
+
+def read_weights(spec: str, heads: int | None = None) -> Loaded:
+    """Read a MODEL that is no run: `FILE_OR_FOLDER[:student|:teacher]`, `timm:NAME`, `hf:NAME_OR_FOLDER`."""
+    if not exists(spec):
+        parse_run(spec)  # says what could be given
+    place, part = _split(spec)
+    return load_weights(place, heads, part)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """A path and the part after it, student or teacher; empty: none."""
+    found = re.fullmatch(r"(.+):(student|teacher)", spec)
+    return (found[1], found[2]) if found and not Path(spec).exists() else (spec, "")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def untrained(config: RunConfig, name: str) -> EvalModel:

@@ -30,7 +30,9 @@ class Options:
     device_batch: int | None = None
     """images a forward pass on one device (default: found by measuring one)"""
     from_: str | None = None
-    """weights to start from: a RUN (--from)"""
+    """weights to start from: a RUN, a checkpoint file, timm:NAME, hf:NAME (--from)"""
+    heads: int | None = None
+    """attention heads of a file that --from names, where it does not tell them"""
     tokenizer: str | None = None
     """BEiT: the tokenizer to predict, a finished dvae run or DALL-E's encoder.pkl (default: trained first)"""
     test: str | None = None
@@ -70,6 +72,7 @@ def apply(options: Options, config: RunConfig) -> RunConfig:
     if "tokenizer" in given:
         config = dataclasses.replace(config, method=with_tokenizer(config.method, given.pop("tokenizer")))
     given.pop("out", None)
+    given.pop("heads", None)
     if lengths == ["budget"]:
         settled = config.steps if config.budget == given["budget"] else None
         given |= {"epochs": None, "steps": settled}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from .borrow import pictured
 from .config import UsageError
 from .data.decode import decode
 from .data.sources import BadImage, Source, holdout_split, open_source
@@ -19,7 +20,7 @@ from .methods.base import Method
 from .methods.beit import BEiT
 from .methods.dvae import DVAE
 from .methods.mae import MAE
-from .models import image_size, parse_run, vit_of
+from .models import image_size, vit_of
 from .positions import pair
 from .randomness import key
 from .run import Run
@@ -53,11 +54,12 @@ def picture(
     out: str | Path | None = None,
     count: int = 8,
     size: int | tuple[int, int] | None = None,
+    heads: int | None = None,
 ) -> Path:
     """Draw one of the pictures.
 
     Args:
-        model: `RUN[@STEP][:student|:teacher]`.
+        model: `RUN[@STEP][:student|:teacher]`; for attention and patches any other MODEL too.
         what: reconstruction, tokens, attention, patches (of IMAGES), augmentations (of DATA; default: the
             run's own), curves.
         data: images, as for `open_source`.
@@ -65,6 +67,7 @@ def picture(
         count: images drawn, evenly spread over the source.
         size: of the images, for attention, patches and a tokenizer's tokens: any that divides into
             patches; None: the run's own.
+        heads: attention heads of a file that does not tell them.
     Returns:
         the file.
     Raises:
@@ -81,7 +84,7 @@ def picture(
         raise UsageError(f"--size {size}: {what} is drawn at the run's own size; --size is for {', '.join(SIZED)}")
     if sides is not None and min(sides) < 1:
         raise UsageError(f"--size {size}: give a positive number of pixels")
-    run, step, part = parse_run(model)
+    run, step, part = pictured(model, what, heads)
     where = Path(out) if out is not None else run.figures / f"{what}.png"
     return PICTURES[what](Request(run, step, part, data, where, count, sides))
 

@@ -1,6 +1,6 @@
 """Where a patch is: grids, fixed sin-cos, learned and relative positions."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,6 +94,50 @@ def relative_position_index(grid: tuple[int, int]) -> Int[Tensor, "T T"]:
     index[1:, 1:] = (row[:, None] - row + gh - 1) * (2 * gw - 1) + (column[:, None] - column + gw - 1)
     index[0, :], index[:, 0], index[0, 0] = rows - 3, rows - 2, rows - 1
     return index
+
+
+def resize_relative(
+    table: Float[Tensor, "R H"], source: tuple[int, int], target: tuple[int, int]
+) -> Float[Tensor, "_ H"]:
+    """Stretch a table of relative positions to another grid; the three rows of the class token are copied.
+
+    BEiT, `run_class_finetuning.py`: displacements near zero keep their places and farther ones lie ever
+    farther apart, in steps 1, q, q^2, ..., with q such that the outermost meet those of the target; between
+    them a cubic spline. The original is for square grids; here each axis has its own q.
+
+    Args:
+        table: (2 gh - 1)(2 gw - 1) + 3 rows, in the order of `relative_position_index`.
+        source: its grid, (gh, gw).
+        target: the grid wanted.
+    """
+    from scipy.interpolate import RectBivariateSpline  # half a second, for those who resize
+
+    old, new = ([2 * side - 1 for side in grid] for grid in (source, target))
+    places = [_geometric(a, b) for a, b in zip(old, new, strict=True)]
+    wanted = [np.arange(side) - side // 2 for side in new]
+    kx, ky = (min(3, side - 1) for side in old)
+    if min(kx, ky) < 1:
+        raise ValueError(
+            f"relative positions of a {source[0]}x{source[1]} grid are too few to resize; use its own size"
+        )
+    heads = []
+    for head in table[:-3].detach().unbind(1):
+        spline: Any = RectBivariateSpline(places[0], places[1], head.reshape(old).double().numpy(), kx=kx, ky=ky, s=0)
+        heads.append(spline(*wanted).reshape(-1))
+    return torch.cat([torch.from_numpy(np.stack(heads, axis=1)).to(table), table[-3:]])
+
+
+def _geometric(old: int, new: int) -> Float[np.ndarray, "_"]:
+    """Where `old` displacements lie among `new` ones: -1 - q - q^2, -1 - q, -1, 0, 1, ..."""
+    half = old // 2
+    if old == new:
+        return np.arange(old, dtype=np.float64) - half
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (1 - q**half) / (1 - q) > new // 2 else (q, high)
+    side = np.cumsum(((low + high) / 2) ** np.arange(half))
+    return np.concatenate([-side[::-1], [0.0], side])
 
 
 class RelativePositionBias(nn.Module):

@@ -15,6 +15,7 @@ import torch
 
 from . import checkpoint, parallel
 from .allocator import keep_memory
+from .borrow import shaped, start_from
 from .config import RunConfig
 from .console import Console
 from .data.classes import class_names
@@ -28,7 +29,7 @@ from .methods.beit import BEiT
 from .methods.classify import ClassifyConfig
 from .methods.codec import Codec
 from .methods.dvae import DVAEConfig
-from .models import parse_run
+from .models import names_run, read_weights
 from .options import Options, apply, check
 from .parallel import World
 from .pictures import draw_tokens
@@ -176,35 +177,11 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
     if config.data.test and not config.eval_every:
         notes.append(f"--test {config.data.test} is looked at with --eval-every only")
     if config.init_from and fresh:
-        config = dataclasses.replace(config, init_from=start_from(config.init_from, method))
-        notes.append(f"weights from {config.init_from}")
+        name, said = start_from(config.init_from, method, options.heads)
+        config = dataclasses.replace(config, init_from=name)
+        notes += [f"weights from {name}", *said]
     notes += describe(config, source, method, world)
     return Plan(config, source, labelled, held, classes, method, world, notes)
-
-
-def start_from(spec: str, method: Method) -> str:
-    """Give a method the weights of a run, all of them.
-
-    Returns:
-        RUN@STEP: which they were.
-    Raises:
-        ValueError, FileNotFoundError: there is no such run or checkpoint, or it is of another architecture.
-    """
-    run, step, part = parse_run(spec, "give --from a run directory (RUN, RUN@STEP)")
-    if part:
-        raise ValueError(f"--from {spec}: all weights are taken, student's and teacher's; leave :{part} out")
-    at = run.latest() if step is None else step
-    if at is None or at not in run.steps():
-        raise ValueError(f"--from {spec}: no such checkpoint; there are {', '.join(map(str, run.steps())) or 'none'}")
-    try:
-        checkpoint.load(run.path, at, method, single=True)
-    except ValueError as error:
-        if "another architecture" not in str(error):
-            raise
-        raise ValueError(
-            f"--from {spec}: {error}; give the recipe ({run.config.recipe}), sizes and --channels of that run"
-        ) from error
-    return f"{run.path}@{at}"
 
 
 def carry_out(plan: Plan) -> Run:
@@ -291,6 +268,8 @@ def _fresh(
     side, mean, std = survey(source, seed=seed, channels=channels, value_range=options.range)
     facts = Facts(len(source), side, channels, mean, std, world.device.type == "cuda", classes)
     config = make(facts)
+    if options.from_ and "-" not in recipe and not names_run(options.from_):  # the recipe sizes itself
+        config = shaped(config, read_weights(options.from_, options.heads))
     judged = source.labels is not None or isinstance(config.method, DVAEConfig)  # a tokenizer needs no labels
     holdout = bool(options.eval_every) and options.test is None and judged
     where = dataclasses.replace(config.data, train=data, images=len(source), labels=labels, holdout=holdout)

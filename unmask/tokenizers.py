@@ -13,14 +13,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import from_json, to_json
 from .methods.codec import Codec, CodecConfig, build_codec
-from .weights import dalle
-from .weights.pickles import read_module
+from .weights import dalle, files
 
 FILE = "tokenizer.safetensors"
 """what a run folder calls its tokenizer"""
@@ -84,28 +82,45 @@ def load(path: str | Path) -> Codec:
     """Read a tokenizer, frozen.
 
     Args:
-        path: a file that `save` wrote; OpenAI's `encoder.pkl` or `decoder.pkl`, the other beside it;
-            BEiT's `pytorch_model.bin`; or a folder with one of these.
+        path: a file that `save` wrote; OpenAI's `encoder.pkl` or `decoder.pkl`, the other beside it, or
+            the same tensors in safetensors; BEiT's `pytorch_model.bin`, DALLE-pytorch's `vae.pt`; or a folder
+            with one of these. What a file is is told by its content.
     Raises:
         ValueError: there is no tokenizer there, or the file holds anything but one.
     """
     given = Path(path)
     file = given
     if given.is_dir():
-        names = (FILE, f"tokenizer/{FILE}", "encoder.pkl", "pytorch_model.bin")
+        names = (FILE, f"tokenizer/{FILE}", "encoder.pkl", "encoder.safetensors", "pytorch_model.bin", "vae.pt")
         file = next((given / name for name in names if (given / name).exists()), given)
     if not file.is_file():
         raise ValueError(
             f"no tokenizer at {given}: give a finished dvae run, {FILE}, OpenAI's encoder.pkl with decoder.pkl "
             f"beside it, or BEiT's pytorch_model.bin"
         )
-    if file.suffix == ".safetensors":
-        return _load_ours(file)
-    if file.suffix == ".pkl":
-        pair = [read_module(file.with_name(f"{part}.pkl")) for part in ("encoder", "decoder")]
-        return from_state(CodecConfig(**dalle.sizes(*pair)), dalle.from_official(*pair))
-    state = dalle.read_discrete_vae(file)
-    return from_state(CodecConfig(**dalle.discrete_vae_sizes(state)), state)
+    contents = files.read(file)
+    if "unmask.codec" in contents.header:
+        return _ours(file, contents)
+    tree = contents.tree
+    if isinstance(tree, dict) and isinstance(tree.get("weights"), dict):  # BEiT's, or DALLE-pytorch's vae.pt
+        tree = tree["weights"]
+    if "codebook.weight" in tree:
+        return from_state(CodecConfig(**dalle.discrete_vae_sizes(tree)), tree)
+    if "encoder.blocks.input.w" in tree:  # both of DALL-E's modules in one file
+        pair = [{n.removeprefix(p): v for n, v in tree.items() if n.startswith(p)} for p in ("encoder.", "decoder.")]
+    elif "blocks.input.w" in tree:
+        both = [file.with_name(f"{part}{file.suffix}") for part in ("encoder", "decoder")]
+        if not all(part.is_file() for part in both):
+            raise ValueError(
+                f"{file}: DALL-E's tokenizer is two files, {both[0].name} and {both[1].name}, side by side"
+            )
+        pair = [files.read(part).tree for part in both]
+    else:
+        inside = ", ".join([str(name) for name in tree][:4]) or "nothing"
+        raise ValueError(
+            f"{file} is no tokenizer that tells its architecture ({inside} inside); tokenizers.save writes one"
+        )
+    return from_state(CodecConfig(**dalle.sizes(*pair)), dalle.from_official(*pair))
 
 
 def from_state(config: CodecConfig, state: dict[str, Tensor]) -> Codec:
@@ -123,19 +138,11 @@ def from_state(config: CodecConfig, state: dict[str, Tensor]) -> Codec:
     return codec.requires_grad_(False).eval()
 
 
-def _load_ours(file: Path) -> Codec:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}); write it anew with tokenizers.save") from None
-    if "unmask.codec" not in header:
-        raise ValueError(f"{file} does not say its architecture; write it with tokenizers.save")
-    config = from_json(json.loads(header["unmask.codec"]))
+def _ours(file: Path, contents: files.Contents) -> Codec:
+    config = from_json(json.loads(contents.header["unmask.codec"]))
     if not isinstance(config, CodecConfig):
         raise ValueError(f"{file} describes a {type(config).__name__}, not a codec; write it with tokenizers.save")
-    codec = from_state(config, state)
-    if fingerprint(codec) != header.get("unmask.fingerprint"):
+    codec = from_state(config, contents.tree)
+    if fingerprint(codec) != contents.header.get("unmask.fingerprint"):
         raise ValueError(f"{file}: the weights do not have their fingerprint; the file is damaged, copy it again")
     return codec

@@ -224,6 +224,11 @@ def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
     return drawn.flip(-1) if plan.flip else drawn
 
 
+def margin(size: tuple[int, int]) -> float:
+    """How much larger than the evaluation crop (h, w) an image is made before it is cut: 256/224, or not at all."""
+    return 256 / 224 if 96 <= min(size) < 384 else 1.0
+
+
 def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[Tensor, "C h w"]:
     """Cut the evaluation crop: no randomness.
 
@@ -235,9 +240,8 @@ def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[
         size: side of the result, or (height, width), in pixels.
     """
     h, w = pair(size)
-    margin = 256 / 224 if 96 <= min(h, w) < 384 else 1.0
     height, width = image.shape[1:]
-    least_h, least_w = round(margin * h), round(margin * w)
+    least_h, least_w = (round(margin((h, w)) * side) for side in (h, w))
     if height * least_w <= width * least_h:  # the height limits; torchvision truncates the other side
         shape = (least_h, max(least_w, int(least_h * width / height)))
     else:

@@ -73,7 +73,7 @@ def decode(
     if isinstance(record.data, np.ndarray):
         pixels = record.data
         if pixels.shape[2] != channels:
-            pixels = _convert(Image.fromarray(pixels), channels)
+            pixels = _convert_array(pixels, channels)
     else:
         try:
             with warnings.catch_warnings():

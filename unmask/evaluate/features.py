@@ -168,11 +168,12 @@ def _gather(
         first = f", the first: {skipped[0]}" if skipped else ""
         raise ValueError(f"none of {total} images could be read{first}; check the path and the files")
     values = {name: rows[: len(keys)] for name, rows in values.items()}
-    _check_finite(values, keys)
+    check_finite(values, keys)
     return Features(values, np.array(labels, np.int64), keys, np.array(places, np.int64), skipped)
 
 
-def _check_finite(values: dict[str, np.ndarray], keys: list[str]) -> None:
+def check_finite(values: dict[str, np.ndarray], keys: list[str]) -> None:
+    """Refuse features that are NaN or infinite; names the first image."""
     for name, array in values.items():
         broken = np.flatnonzero(~np.isfinite(array).all(1))
         if len(broken):

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> Result:
     @dataclass(frozen=True)
     class Arguments(Common):
         what: tyro.conf.Positional[tuple[str, ...]] = ()
-        """MODEL... PROTOCOL...: runs, untrained:RECIPE, pixels; then knn, linear, finetune"""
+        """MODEL... PROTOCOL...: runs, files, timm:NAME, hf:NAME, untrained:RECIPE, pixels; then protocols"""
         train: str = ""
         """labelled images that the classifiers learn from"""
         test: str = ""
@@ -46,6 +46,8 @@ def run(arguments: list[str]) -> Result:
         """neighbors of k-NN (default: 10,20,100,200)"""
         labels: Literal["auto", "folder", "none"] = "auto"
         """where labels come from"""
+        heads: int | None = None
+        """attention heads of a checkpoint file that does not tell them"""
         seed: int = 0
         """of the bootstrap and the probe"""
         device: str = "auto"
@@ -82,7 +84,7 @@ def run(arguments: list[str]) -> Result:
     with progress_line(console) as progress:
         rows = judge(
             models, asked, given.train, given.test, labels=given.labels, pools=pools, ks=ks, seed=given.seed,
-            device=world.device, workers=given.workers, note=console.say, progress=progress,
+            device=world.device, heads=given.heads, workers=given.workers, note=console.say, progress=progress,
             epochs=given.epochs, lr=given.lr, save=given.save,
         )  # fmt: skip
     console.rich.print(table(rows))

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> Result:
     @dataclass(frozen=True)
     class Arguments(Common):
         model: tyro.conf.Positional[str] = ""
-        """RUN or RUN@STEP; for attention and patches RUN:student too"""
+        """RUN or RUN@STEP; for attention and patches RUN:student, checkpoint files, timm:NAME and hf:NAME too"""
         what: tyro.conf.Positional[str] = ""
         """reconstruction (MAE), tokens (dvae, BEiT), attention, patches, augmentations or curves"""
         data: tyro.conf.Positional[str | None] = None
@@ -31,10 +31,12 @@ def run(arguments: list[str]) -> Result:
         """images drawn"""
         size: int | None = None
         """pixels of the images' sides, for tokens, attention and patches (default: the run's)"""
+        heads: int | None = None
+        """attention heads of a checkpoint file that does not tell them"""
 
     given = parse(Arguments, arguments, "show", ABOUT)
     if not given.model or not given.what:
         raise UsageError("show needs MODEL and WHAT, e.g. unmask show RUN reconstruction IMAGES")
-    file = picture(given.model, given.what, given.data, given.out, given.count, given.size)
+    file = picture(given.model, given.what, given.data, given.out, given.count, given.size, given.heads)
     print(file, file=sys.stderr)
     return {"file": str(file)}

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..positions import relative_position_index
+from .architecture import architecture, heads_said
+from .loaded import HALF, IMAGENET, About, Loaded, State
 
 _RULES = (  # ours, official
     ("ls1.gamma", "gamma_1"),
@@ -14,6 +16,22 @@ _RULES = (  # ours, official
 )
 _TABLE, _INDEX = "relative_position_bias_table", "relative_position_index"
 _BLOCK = re.compile(r"(blocks\.\d+\.)(.+)")
+
+
+def load(state: State, about: About) -> Loaded:
+    """Read `beit_*.pth`, pre-trained (with `lm_head`) or fine-tuned, or a state dict of timm's `Beit`.
+
+    Input is normalized with 0.5, unless the saved settings say ImageNet's numbers (pre-training on IN-1k).
+    """
+    index = next((value for name, value in state.items() if name.endswith(_INDEX)), None)
+    grid = None if index is None else grid_of_index(index)
+    every = from_official(state, prefix="")
+    beside = {name: value for name, value in every.items() if name.startswith("lm_head.")}
+    vit = {name: value for name, value in every.items() if name not in beside}
+    config, notes = architecture(vit, heads=about.heads, said=heads_said(about, vit), grid=grid, init="beit")
+    mean, std = IMAGENET if about.args.get("imagenet_default_mean_and_std") else HALF
+    kind = "pre-trained, with its lm_head" if beside else "fine-tuned" if config.classes else "without a head"
+    return Loaded(f"a BEiT, {kind}", config, vit, beside, mean, std, notes=notes)
 
 
 def from_official(state: dict[str, Tensor], prefix: str = "vit.") -> dict[str, Tensor]:
@@ -36,12 +54,12 @@ def from_official(state: dict[str, Tensor], prefix: str = "vit.") -> dict[str, T
     return ours
 
 
-def to_official(state: dict[str, Tensor], grid: tuple[int, int], prefix: str = "vit.") -> dict[str, Tensor]:
+def to_official(state: dict[str, Tensor], grid: tuple[int, int] | None, prefix: str = "vit.") -> dict[str, Tensor]:
     """Rename the keys of `methods.beit.BEiT` to the official ones; the tokenizer is left out.
 
     Args:
         state: our name -> tensor.
-        grid: (gh, gw), which the index buffers follow from.
+        grid: (gh, gw), which the index buffers follow from; None leaves them out (timm).
         prefix: as for `from_official`.
     """
     official = {}
@@ -50,7 +68,7 @@ def to_official(state: dict[str, Tensor], grid: tuple[int, int], prefix: str = "
             continue
         theirs = name if name.startswith("lm_head.") else _rename(name.removeprefix(prefix), official=False)
         official[theirs] = value
-        if theirs.endswith(_TABLE):
+        if theirs.endswith(_TABLE) and grid is not None:
             official[theirs.removesuffix(_TABLE) + _INDEX] = relative_position_index(grid)
     return official
 

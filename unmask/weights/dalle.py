@@ -1,15 +1,12 @@
 """The official dialects of the discrete VAE: DALL-E's two modules, and BEiT's `DiscreteVAE`.
 
 DALL-E's parameters are called `w` and `b`; its files are pickled modules, read by `pickles.py`. BEiT's
-`DiscreteVAE` is a plain dictionary of tensors whose names are ours already.
+`DiscreteVAE`, in `pytorch_model.bin` and DALLE-pytorch's `vae.pt` under `weights`, has our names already.
 """
 
-import pickle
 import re
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 _TO_OURS = (
@@ -93,22 +90,6 @@ def sizes(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str, A
 
 
 # --- BEiT's DiscreteVAE ------------------------------------------------------------------------------
-
-
-def read_discrete_vae(path: str | Path) -> dict[str, Tensor]:
-    """Read `pytorch_model.bin` (`weights` inside), as tensors only; the names are ours already.
-
-    Raises:
-        ValueError: the file is no such dictionary of tensors.
-    """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: refused or damaged: {str(error).splitlines()[0]}") from None
-    state = found.get("weights") if isinstance(found, dict) else None
-    if not isinstance(state, dict) or "codebook.weight" not in state:
-        raise ValueError(f"{path}: no `weights` with a codebook inside; BEiT's DiscreteVAE keeps them there")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def discrete_vae_sizes(state: dict[str, Tensor]) -> dict[str, Any]:

@@ -9,9 +9,10 @@
 A DINO checkpoint is the same without masked_embed, last_layer2 and center2.
 """
 
-from torch import Tensor
+from dataclasses import replace
 
-State = dict[str, Tensor]
+from .architecture import architecture, heads_said
+from .loaded import About, Loaded, State
 
 _PARTS = (  # ours, official: pieces of names
     ("head.patch_layer.", "head.last_layer2."),
@@ -21,6 +22,28 @@ _PARTS = (  # ours, official: pieces of names
     (".ls2.gamma", ".gamma_2"),
 )
 _CENTERS = {"center": "center", "patch_center": "center2"}
+
+
+def load(checkpoint: dict[str, State], about: About, part: str = "teacher") -> Loaded:
+    """Read `checkpoint.pth` of a training: student, teacher and centers.
+
+    Args:
+        checkpoint: its entries `student`, `teacher`, and `ibot_loss` or `dino_loss`.
+        about: what is known beside.
+        part: whose ViT is meant, the other comes beside it.
+    """
+    every = from_official(checkpoint)
+    vit = _under(every, f"{part}.vit.")
+    loaded = load_vit(vit_to_official(vit), about)
+    kind = "an iBOT" if "student.vit.mask_token" in every else "a DINO"
+    return replace(loaded, looks=f"{kind} training checkpoint, its {part}", beside=every)
+
+
+def load_vit(state: State, about: About) -> Loaded:
+    """Read a backbone: `checkpoint_teacher.pth`, `dino_*_pretrain.pth`, or one from a training checkpoint."""
+    vit = vit_from_official(state)
+    config, notes = architecture(vit, heads=about.heads, said=heads_said(about, vit), pos_resize="factor")
+    return Loaded("an iBOT or DINO backbone", config, vit, notes=notes)
 
 
 def vit_from_official(state: State) -> State:

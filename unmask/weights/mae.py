@@ -2,6 +2,9 @@
 
 from torch import Tensor
 
+from .architecture import architecture, heads_said
+from .loaded import About, Loaded, State
+
 _DECODER = (  # ours, official; longest first, since `decoder.pos_embed` must not meet the encoder's rule
     ("decoder.blocks.", "decoder_blocks."),
     ("decoder.embed.", "decoder_embed."),
@@ -10,6 +13,27 @@ _DECODER = (  # ours, official; longest first, since `decoder.pos_embed` must no
     ("decoder.pos_embed", "decoder_pos_embed"),
     ("decoder.mask_token", "mask_token"),
 )
+
+
+def load(state: State, about: About) -> Loaded:
+    """Read `mae_pretrain_vit_*.pth` (the encoder alone), `*_full.pth` and `mae_visualize_vit_*.pth`.
+
+    The latter two differ in what they predict, normalized pixels or plain ones, and no tensor tells which:
+    the saved settings do, where there are some.
+    """
+    every = from_official(state)
+    beside = {name: value for name, value in every.items() if name.startswith("decoder.")}
+    vit = {name.removeprefix("encoder."): value for name, value in every.items() if name not in beside}
+    config, notes = architecture(vit, heads=about.heads, said=heads_said(about, vit), init="mae")
+    looks = "an MAE encoder" + (" with its decoder" if beside else " alone, without a decoder")
+    if beside and config.pos_embed != "sincos":
+        notes = (*notes, "its positions are not MAE's fixed sin-cos ones, and are taken as they are")
+    if "norm_pix_loss" in about.args:
+        notes = (*notes, f"it was trained on {'normalized' if about.args['norm_pix_loss'] else 'plain'} pixels")
+    published = not beside or len(beside.get("decoder.embed.bias", ())) == 512
+    if not published:
+        notes = (*notes, "nothing tells the attention heads of its decoder")
+    return Loaded(looks, config, vit, beside, decoder_heads=16 if published else 0, notes=notes)
 
 
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,71 @@
+"""What is exported: the weights of a MODEL, and what is known of their making."""
+
+import dataclasses
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..borrow import of_run
+from ..methods.codec import Codec
+from ..methods.dvae import DVAEConfig
+from ..models import names_run, open_model, parse_run, read_weights
+from ..recipes import Facts
+from ..run import Run
+from ..weights.loaded import Loaded
+
+
+class Subject(NamedTuple):
+    """A MODEL, opened to be written for other programs."""
+
+    name: str
+    """as it was asked for"""
+    weights: Loaded | Codec
+    """a ViT with what was trained beside it, or the tokenizer of a dVAE run"""
+    run: Run | None = None
+    step: int | None = None
+
+
+class Written(NamedTuple):
+    """What a format says of what it wrote."""
+
+    loading: str
+    """how to load it, in Python"""
+    notes: tuple[str, ...] = ()
+    """what the reader must know: what was left out, and why"""
+
+
+def open_subject(model: str, heads: int | None = None) -> Subject:
+    """Open a MODEL for export.
+
+    Args:
+        model: a run, a checkpoint or folder of any dialect, timm:NAME, hf:NAME, untrained:RECIPE.
+        heads: attention heads, where the weights do not tell them.
+    Raises:
+        ValueError, FileNotFoundError: there is no such model, or it has no network.
+    """
+    if model == "pixels":
+        raise ValueError("pixels has no network to export; give a run, a checkpoint or untrained:RECIPE")
+    if model.startswith("untrained:"):
+        opened = open_model(model, Facts())
+        assert opened.backbone is not None
+        state = tensors(opened.backbone)
+        return Subject(model, Loaded("an untrained ViT", opened.backbone.config, state, {}, opened.mean, opened.std))
+    if not names_run(model):
+        return Subject(model, read_weights(model, heads))
+    run, step, part = parse_run(model)
+    step = run.latest() if step is None else step
+    if isinstance(run.config.method, DVAEConfig):
+        codec = run.method(step).backbone()
+        assert isinstance(codec, Codec)
+        return Subject(model, codec, run, step)
+    if step is None:
+        raise ValueError(f"{run.path} has no checkpoint yet; train it first")
+    weights = of_run(run, step, part)
+    beside = {name: value for name, value in weights.beside.items() if name.startswith(("decoder.", "lm_head."))}
+    looks = f"{type(run.config.method).__name__.removesuffix('Config')} {run.config.recipe}, step {step}"
+    return Subject(model, dataclasses.replace(weights, looks=looks, beside=beside), run, step)
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state as files want it: on the CPU, contiguous, each name with its own memory."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}

@@ -1,0 +1,54 @@
+"""`unmask export MODEL --format FORMAT --out DIR`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..arguments import parse
+from ..config import UsageError
+from .common import Common, Result
+
+ABOUT = "MODEL --format safetensors|timm|hf|onnx|torch --out DIR: weights for other programs, with a card"
+
+
+def run(arguments: list[str]) -> Result:
+    """Write one folder."""
+    import tyro
+
+    from ..console import Console
+    from ..export import export
+
+    @dataclass(frozen=True)
+    class Arguments(Common):
+        model: tyro.conf.Positional[str] = ""
+        """a run, a checkpoint, an exported folder, untrained:RECIPE"""
+        format: Literal["", "safetensors", "timm", "hf", "onnx", "torch"] = ""
+        """what for: ours, timm, transformers, ONNX or torch.export"""
+        out: Path | None = None
+        """folder to make"""
+        overwrite: bool = False
+        """replace the folder that is there"""
+        license: str = "unknown"
+        """what the card says, e.g. cc-by-nc-4.0"""
+        opset: int | None = None
+        """of ONNX (default: 18, the oldest)"""
+        heads: int | None = None
+        """attention heads, where the weights do not tell them"""
+
+    given = parse(Arguments, arguments, "export", ABOUT)
+    if not given.model or not given.format or given.out is None:
+        raise UsageError("export needs MODEL, --format and --out: unmask export RUN --format hf --out DIR")
+    made = export(
+        given.model,
+        given.format,
+        given.out,
+        overwrite=given.overwrite,
+        license=given.license,
+        opset=given.opset,
+        heads=given.heads,
+    )
+    console = Console()
+    for note in made.notes:
+        console.say(note)
+    console.say(f"{made.path}: {', '.join(str(file.relative_to(made.path.resolve())) for file in made.files)}")
+    return {"dir": str(made.path), "files": [str(file) for file in made.files]}
