@@ -14,8 +14,8 @@ LAYERS = {
     4: "run checkpoint parallel optim budget console meter signals recompute allocator",
     5: "train step",
     6: "evaluate show analyze",
-    7: "cli arguments verbs recipes pretrain options stages demo models pictures forecast compare predict borrow "
-    "export embed embedder feature_files",
+    7: "cli arguments verbs recipes pretrain options stages demo models pictures analyses forecast compare predict "
+    "borrow export embed embedder feature_files",
     8: "testing __init__ __main__",  # the public names and the conformance suite see everything
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

@@ -4,18 +4,21 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from .config import RunConfig
+from .analyze.subject import Subject
+from .config import DataConfig, RunConfig
 from .data.sources import Source, open_source
 from .data.survey import survey
 from .evaluate import EvalModel
 from .evaluate import evaluate as judge
 from .evaluate.classifier import FILE, read_classifier
 from .methods.base import Method
+from .methods.dvae import DVAE
 from .positions import pair
 from .randomness import fold
 from .recipes import Facts, find, fitting_size
@@ -180,6 +183,46 @@ def untrained(config: RunConfig, name: str) -> EvalModel:
     torch.manual_seed(fold(config.seed, "init"))
     backbone, data = vit_of(config.method.build()), config.data
     return EvalModel(name, backbone.eval(), backbone.config.image_hw, data.mean, data.std, data.channels, data.range)
+
+
+def open_subjects(
+    specs: Sequence[str], data: Source | None, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> list[Subject]:
+    """Open MODELs for an analysis: whole methods, with what their images need.
+
+    Args:
+        specs: `RUN[@STEP][:student|:teacher]` or `untrained:RECIPE`, which is sized by the data.
+        data: that they will see.
+        seed: of the survey.
+        device: where to compute.
+    Raises:
+        ValueError, FileNotFoundError: there is no such model, or it has no network to look into.
+    """
+    like = next((parse_run(spec)[0].config.data for spec in specs if _is_run(spec)), DataConfig())
+    return [_subject(spec, data, like, seed).on(device) for spec in dict.fromkeys(specs)]
+
+
+def _is_run(spec: str) -> bool:
+    """Whether a MODEL is a run, whose images are known: not one that is sized by the data it will see."""
+    return spec != "pixels" and not spec.startswith("untrained:")
+
+
+def _subject(spec: str, data: Source | None, like: DataConfig, seed: int) -> Subject:
+    if spec == "pixels":
+        raise ValueError(f"pixels have no network to look into; {_GRAMMAR.removesuffix(' or pixels')}")
+    if spec.startswith("untrained:"):
+        if data is None:
+            raise ValueError(f"{spec} is sized by the images it will see; give DATA")
+        side, mean, std = survey(data, seed=seed, channels=like.channels, value_range=like.range)
+        config = find(spec.removeprefix("untrained:"))(Facts(len(data), side, like.channels, mean, std, False))
+        config = replace(config, data=replace(config.data, range=like.range))
+        torch.manual_seed(fold(config.seed, "init"))
+        method = config.method.build().eval()
+        return Subject(spec, method, None if isinstance(method, DVAE) else vit_of(method), config)
+    run, step, part = parse_run(spec)
+    method = run.method(step)
+    vit = None if isinstance(method, DVAE) and not part else vit_of(method, part)
+    return Subject(spec, method, vit, run.config, run, (run.latest() or 0) if step is None else step)
 
 
 def parse_run(spec: str, grammar: str = _GRAMMAR) -> tuple[Run, int | None, str]:

@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from .analyses import study
+from .analyze import ANALYSES
 from .borrow import pictured
 from .config import UsageError
 from .data.decode import decode
@@ -52,41 +54,48 @@ def picture(
     what: str,
     data: str | None = None,
     out: str | Path | None = None,
-    count: int = 8,
+    count: int | None = None,
     size: int | tuple[int, int] | None = None,
     heads: int | None = None,
+    **options: Any,
 ) -> Path:
-    """Draw one of the pictures.
+    """Draw one of the pictures, or run one of the analyses and draw what it found.
 
     Args:
-        model: `RUN[@STEP][:student|:teacher]`; for attention and patches any other MODEL too.
+        model: `RUN[@STEP][:student|:teacher]`; for attention and patches any other MODEL too; for an analysis
+            see `analyses.study`.
         what: reconstruction, tokens, attention, patches (of IMAGES), augmentations (of DATA; default: the
-            run's own), curves.
+            run's own), curves; or an analysis.
         data: images, as for `open_source`.
         out: the file; None: `RUN/figures/WHAT.png`.
-        count: images drawn, evenly spread over the source.
+        count: images drawn, evenly spread over the source (8), or measured.
         size: of the images, for attention, patches and a tokenizer's tokens: any that divides into
             patches; None: the run's own.
         heads: attention heads of a file that does not tell them.
+        options: of an analysis: train, seed, steps, device.
     Returns:
         the file.
     Raises:
         ValueError, FileNotFoundError: unknown picture, or one that this model cannot give.
     """
-    if what not in PICTURES:
-        near = difflib.get_close_matches(what, PICTURES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(PICTURES)}"
+    if what not in {*PICTURES, *ANALYSES}:
+        near = difflib.get_close_matches(what, [*PICTURES, *ANALYSES], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join([*PICTURES, *ANALYSES])}"
         raise UsageError(f"no picture {what!r}; {hint}")
-    if count < 1:
+    if count is not None and count < 1:
         raise UsageError(f"--count {count}: give a positive number")
     sides = None if size is None else pair(size)
     if sides is not None and what not in SIZED:
         raise UsageError(f"--size {size}: {what} is drawn at the run's own size; --size is for {', '.join(SIZED)}")
     if sides is not None and min(sides) < 1:
         raise UsageError(f"--size {size}: give a positive number of pixels")
+    if what in ANALYSES:
+        return study(model, what, data, out, count=count, **options)
+    if options:
+        raise UsageError(f"--{next(iter(options))} is for analyses ({', '.join(ANALYSES)}); {what} has no use for it")
     run, step, part = pictured(model, what, heads)
     where = Path(out) if out is not None else run.figures / f"{what}.png"
-    return PICTURES[what](Request(run, step, part, data, where, count, sides))
+    return PICTURES[what](Request(run, step, part, data, where, count or 8, sides))
 
 
 def draw_reconstruction(run: Run, step: int | None, source: Source, out: Path, count: int = 8) -> Path:
