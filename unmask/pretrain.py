@@ -18,7 +18,7 @@ from .console import Console
 from .data.sources import Source, holdout_split, open_source
 from .data.stream import HostBatch
 from .data.survey import survey
-from .evaluate import Online
+from .evaluate import LabelFree, Online
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
 from .methods.dvae import DVAEConfig
@@ -135,7 +135,7 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
         held = np.load(out / HELD) if (out / HELD).exists() else None
         source, held_out = holdout_split(source, held)
         held = held_out.index
-    if config.eval_every:
+    if config.eval_every and (config.data.test or held_out is not None or source.labels is not None):
         test = open_source(config.data.test, config.data.labels) if config.data.test else held_out
         if test is None:
             raise ValueError(
@@ -151,6 +151,8 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
     notes = []
     if config.data.test and not config.eval_every:
         notes.append(f"--test {config.data.test} is looked at with --eval-every only")
+    if config.eval_every and labelled is None:
+        notes.append("no labels: --eval-every logs what needs none (RankMe, LiDAR, alignment, uniformity)")
     if config.init_from and fresh:
         config = dataclasses.replace(config, init_from=start_from(config.init_from, method))
         notes.append(f"weights from {config.init_from}")
@@ -190,8 +192,8 @@ def carry_out(plan: Plan) -> Run:
     if plan.labelled is not None and world.first and is_tokenizer:
         examined = held_out_images(plan.labelled[1], config).to(world.device)
         evaluate = partial(examine, images=examined)
-    elif plan.labelled is not None and world.first:
-        online = Online(*plan.labelled, seed=config.seed)
+    elif config.eval_every and world.first:
+        online = Online(*plan.labelled, seed=config.seed) if plan.labelled else LabelFree(plan.source, seed=config.seed)
         size = config.method.views[0].shape
 
         def judge(backbone: torch.nn.Module) -> dict[str, float]:

@@ -1,27 +1,36 @@
-"""What frozen features are worth: k-NN and linear probes, with intervals."""
+"""What frozen features are worth: k-NN, linear and attentive probes, with intervals."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attentive import AttentiveProbe, FittedAttentive
     from .features import Features, extract, pixels
     from .knn import KNN, FittedKNN
+    from .labelfree import LabelFree
     from .metrics import balanced, bootstrap, top1
     from .online import Online
     from .probe import FittedLinear, LinearProbe
-    from .run import EvalModel, evaluate
-    from .tables import table
+    from .run import Assessment, assess, evaluate
+    from .tables import difference_table, table
+    from .take import EvalModel
 
 __all__ = [
     "KNN",
+    "Assessment",
+    "AttentiveProbe",
     "EvalModel",
     "Features",
+    "FittedAttentive",
     "FittedKNN",
     "FittedLinear",
+    "LabelFree",
     "LinearProbe",
     "Online",
+    "assess",
     "balanced",
     "bootstrap",
+    "difference_table",
     "evaluate",
     "extract",
     "pixels",
@@ -30,13 +39,16 @@ __all__ = [
 ]
 
 _HOME = {
+    "attentive": ("AttentiveProbe", "FittedAttentive"),
     "features": ("Features", "extract", "pixels"),
     "knn": ("KNN", "FittedKNN"),
+    "labelfree": ("LabelFree",),
     "metrics": ("balanced", "bootstrap", "top1"),
     "online": ("Online",),
     "probe": ("FittedLinear", "LinearProbe"),
-    "run": ("EvalModel", "evaluate"),
-    "tables": ("table",),
+    "run": ("Assessment", "assess", "evaluate"),
+    "tables": ("difference_table", "table"),
+    "take": ("EvalModel",),
 }
 
 

@@ -49,7 +49,8 @@ def draw(
     lines = read_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     evals = sorted({name for line in lines for name in line if name.startswith("eval/")})
     panels: list[tuple[str, list[str]]] = [("loss", ["loss"]), ("accuracy", evals), ("learning rate", ["lr"])]
-    panels += [(name, [name]) for name in more]
+    ranks = sorted({name for line in lines for name in line if name.startswith("labelfree/rankme/")})
+    panels += [("RankMe", ranks), *((name, [name]) for name in more)]
     axis = "images" if any("images" in line for line in lines) else "step"
     series = {name: _series(lines, name, axis) for _, names in panels for name in names}
     panels = [(label, [name for name in names if len(series[name][0])]) for label, names in panels]
@@ -80,10 +81,11 @@ def _series(lines: Sequence[dict[str, Any]], name: str, axis: str) -> tuple[np.n
 
 
 def _line(axes: Axes, name: str, color: str, places: np.ndarray, values: np.ndarray) -> None:
-    if name.startswith("eval/"):
-        label = name.removeprefix("eval/").replace("/", ", ").replace("knn", "k-NN")
+    if name.startswith(("eval/", "labelfree/")):
+        label = name.partition("/")[2].replace("/", ", ").replace("knn", "k-NN")
         axes.plot(places, values, color=color, linewidth=1.4, marker="o", markersize=3, label=label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if name.startswith("eval/"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
         axes.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.4, **above)
     elif name == "loss":

@@ -13,7 +13,7 @@ from ..arguments import parse
 from ..config import UsageError, to_json
 from .common import Common, Result, progress_line, words
 
-PROTOCOLS = ("knn", "linear")
+PROTOCOLS = ("knn", "linear", "attentive")
 """of `unmask evaluate`"""
 
 ABOUT = "MODEL... PROTOCOL... --train DATA --test DATA: what the features are worth"
@@ -26,23 +26,32 @@ def run(arguments: list[str]) -> Result:
     from .. import parallel
     from ..checkpoint import write_atomically
     from ..console import Console
-    from ..evaluate import table
-    from ..models import evaluate as judge
+    from ..evaluate import difference_table, table
+    from ..evaluate.shots import Shots
+    from ..models import assess
 
     @dataclass(frozen=True)
     class Arguments(Common):
         what: tyro.conf.Positional[tuple[str, ...]] = ()
-        """MODEL... PROTOCOL...: runs, untrained:RECIPE, pixels; then knn, linear"""
+        """MODEL... PROTOCOL...: runs, untrained:RECIPE, pixels; then knn, linear, attentive"""
         train: str = ""
         """labelled images that the classifiers learn from"""
         test: str = ""
         """labelled images that they are judged by"""
-        pool: str = "cls,mean"
-        """features: cls (the class token), mean (of the patches), or both"""
-        layers: Literal["last"] = "last"
-        """which blocks: the last, after the final norm"""
+        pool: str = ""
+        """features: cls (the class token), mean (of the patches), cls+mean, or several (default: the method's own)"""
+        layers: Literal["last", "best", "all", "own"] = "own"
+        """last: after the final norm; best: of all blocks, chosen on held-out training images; own: the method's"""
         k: str = ""
         """neighbors of k-NN (default: 10,20,100,200)"""
+        shots: str = ""
+        """learn from few labels: 1%, 10% or a number a class; several with commas between"""
+        seeds: int = 5
+        """draws of these labels; the mean and the deviation over them are reported"""
+        probe: Literal["common", "mae", "beit", "ibot", "own"] = "common"
+        """linear: common (one form for all methods, to compare by), a paper's form, or own (each method's)"""
+        augment: int = 0
+        """random crops of an image, for a paper's form (the paper: one an epoch, 90 or more); 0: the center"""
         labels: Literal["auto", "folder", "none"] = "auto"
         """where labels come from"""
         seed: int = 0
@@ -51,6 +60,10 @@ def run(arguments: list[str]) -> Result:
         """auto, cpu, cuda or cuda:1"""
         workers: int = -1
         """decoding processes (default: up to four)"""
+        no_cache: bool = False
+        """keep no features in the cache folder"""
+        figures: Path | None = None
+        """folder for a confusion matrix of each model and protocol"""
         out: Path | None = None
         """write the results as JSON, with everything needed to repeat them"""
 
@@ -58,7 +71,16 @@ def run(arguments: list[str]) -> Result:
     models, asked = _divide(given.what)
     if not given.train or not given.test:
         raise UsageError("evaluate needs --train DATA and --test DATA, both labelled")
-    pools = words(given.pool, ("cls", "mean"), "--pool")
+    pools = words(given.pool, ("cls", "mean", "cls+mean"), "--pool") if given.pool else None
+    shots = tuple(given.shots.split(",")) if given.shots else ()
+    for text in shots:
+        Shots.parse(text)
+    if given.seeds < 1 or given.augment < 0:
+        raise UsageError(
+            f"--seeds {given.seeds} --augment {given.augment}: give at least one seed and no less than 0 crops"
+        )
+    if given.augment and given.probe == "common":
+        raise UsageError("--augment is for a paper's linear probe; give --probe mae, beit, ibot or own")
     try:
         ks = tuple(int(k) for k in given.k.split(",")) if given.k else None
     except ValueError:
@@ -70,15 +92,24 @@ def run(arguments: list[str]) -> Result:
     world = parallel.start(given.device)
     console = Console(world.first)
     with progress_line(console) as progress:
-        rows = judge(
+        found = assess(
             models, asked, given.train, given.test, labels=given.labels, pools=pools, ks=ks, seed=given.seed,
-            device=world.device, workers=given.workers, note=console.say, progress=progress,
+            layers=None if given.layers == "own" else given.layers, shots=shots, seeds=given.seeds, probe=given.probe,
+            augment=given.augment, cache=not given.no_cache, device=world.device, workers=given.workers,
+            note=console.say, progress=progress,
         )  # fmt: skip
-    console.rich.print(table(rows))
+    console.rich.print(table(found.rows))
+    if found.differences:
+        console.rich.print(difference_table(found.differences))
+    result: Result = {"seed": given.seed, "results": found.rows, "differences": found.differences}
+    if given.figures is not None:
+        from ..show import confusion
+
+        result["figures"] = [str(path) for path in confusion.draw_all(found, given.figures)]
     if given.out is not None:
-        content = {"version": __version__, "settings": to_json(dataclasses.asdict(given)), "results": rows}
+        content = {"version": __version__, "settings": to_json(dataclasses.asdict(given)), **result, **found.facts}
         write_atomically(given.out, json.dumps(content, indent=1) + "\n")
-    return {"seed": given.seed, "results": rows}
+    return result
 
 
 def _divide(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
