@@ -33,6 +33,12 @@ class Shards:
         self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
         self.keys = Names(index["keys_blob"], index["keys_ends"])
         self.labels: np.ndarray | None = index.get("labels")
+        self.label_rows: np.ndarray | None = None
+        """bool [n C] where an image has a list of labels"""
+        if "many" in index:
+            known = index["many"]
+            self.label_rows = np.zeros((len(self), max(known.max(initial=-1) + 1, len(classes or []))), dtype=bool)
+            self.label_rows[np.repeat(np.arange(len(self)), index["many_counts"]), known] = True
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -123,7 +129,7 @@ def open_parquet(name: str, files: list[Path]) -> Shards:
 
     The image is the first column of type struct{bytes, path}, whatever its name; where bytes are null
     the file at `path`, from the parquet's folder, is taken. `label` is optional: integers (with names
-    in Hugging Face's metadata, or not) or words.
+    in Hugging Face's metadata, or not), words, or lists of integers (several labels an image).
 
     Raises:
         ValueError: no image column, no rows, not a parquet file, or no room in the cache.
@@ -143,6 +149,7 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
     keys: list[bytes] = []
     words: list[bytes | None] = []
     names: list[str] | None = None
+    many: list[list[int]] = []
     with (building / "images.bin").open("wb") as out:
         for path in files:
             try:
@@ -155,6 +162,7 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
             if wanted > shutil.disk_usage(building).free:
                 raise ValueError(f"{path}: needs {wanted >> 20} MiB in {cache_root()}; free some, or set UNMASK_CACHE")
             labelled = "label" in table.schema_arrow.names
+            listed = labelled and pa.types.is_list(table.schema_arrow.field("label").type)
             for batch in table.iter_batches(256, columns=[image, *(["label"] if labelled else [])]):
                 column = batch.column(image)
                 parts = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
@@ -164,12 +172,14 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
                         data = (path.parent / below).read_bytes()
                     size.append(out.write(data or b""))
                     keys.append((below or f"{path.name}#{len(keys)}").encode())
-                words += [
-                    None if word is None else str(word).encode()
-                    for word in (batch.column("label").to_pylist() if labelled else [None] * len(batch))
-                ]
+                given = batch.column("label").to_pylist() if labelled else [None] * len(batch)
+                if listed:
+                    many += [[int(label) for label in row or ()] for row in given]
+                words += [None if word is None or listed else str(word).encode() for word in given]
+    if many and (len(many) != len(size) or min(map(min, filter(None, many)), default=0) < 0):
+        raise ValueError(f"{files[0]}: `label` must be lists of numbers from 0 up in every file")
     offset = np.cumsum([0, *size])[:-1]
-    _save(building, [0] * len(size), offset, size, keys, words, names)
+    _save(building, [0] * len(size), offset, size, keys, words, names, many)
 
 
 def image_column(schema, name: str) -> str:
@@ -190,7 +200,9 @@ def image_column(schema, name: str) -> str:
 def class_names(schema) -> list[str] | None:
     """Names of the integers in column `label`, from Hugging Face's metadata; None: not said."""
     info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return info.get("info", {}).get("features", {}).get("label", {}).get("names")
+    feature = info.get("info", {}).get("features", {}).get("label", {})
+    feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)  # lists of labels
+    return feature.get("names")
 
 
 def number_words(words: list[bytes | None]) -> tuple[np.ndarray | None, list[str] | None]:
@@ -210,7 +222,7 @@ def number_words(words: list[bytes | None]) -> tuple[np.ndarray | None, list[str
     return np.array([-1 if word is None else number[word] for word in words], np.int64), classes
 
 
-def _save(building, shard, offset, size, keys, words, classes=None) -> None:
+def _save(building, shard, offset, size, keys, words, classes=None, many=()) -> None:
     labels, spelled = number_words(words)
     packed = Names.of(keys)
     index = {
@@ -222,6 +234,9 @@ def _save(building, shard, offset, size, keys, words, classes=None) -> None:
     }
     if labels is not None:
         index["labels"] = labels
+    if many:
+        index["many"] = np.array([label for row in many for label in row], np.int64)
+        index["many_counts"] = np.array([len(row) for row in many], np.int64)
     np.savez(building / "index.npz", allow_pickle=False, **index)
     (building / "classes.json").write_text(json.dumps(spelled or classes))
 

@@ -14,6 +14,7 @@ from .. import __version__
 from ..config import to_json
 from ..data.fingerprint import content_hash, fingerprints, seen_in
 from ..data.record import Source
+from . import dense, multilabel
 from .answers import COLUMNS, KS, Answer, answer, fitting
 from .features import Report
 from .labels import Note, match_labels
@@ -82,6 +83,7 @@ def assess(
     batch: int = 256,
     workers: int = -1,
     cache: bool = False,
+    masks: tuple[str, str] | None = None,
     note: Note | None = None,
     progress: Callable[[str], Report] | None = None,
 ) -> Assessment:
@@ -106,6 +108,8 @@ def assess(
         batch: images a forward pass.
         workers: decoding processes.
         cache: keep features in the cache folder (UNMASK_CACHE).
+        masks: folders of masks of the training and the test images: knn and linear judge patches
+            (`dense.segment`); labels are not looked at.
         note: told what a reader of the numbers must know; None: standard error.
         progress: makes the progress callback of a named piece of work.
     Raises:
@@ -115,33 +119,39 @@ def assess(
         raise ValueError("evaluate: no model or no protocol; give at least one model and knn, linear or attentive")
     note = _once(note or _say)
     drawn = tuple(Shots.parse(text) for text in shots) or (None,)
-    truth = match_labels(train, test, note)
-    known = truth[0][truth[0] >= 0]
-    if "knn" in protocols:
+    many = multilabel.match_rows(train, test)
+    truth = many or (None if masks else match_labels(train, test, note))
+    ask = multilabel.answer if many else answer
+    if truth is None:
+        kept = tuple(ks or KS)  # neighbors among patches
+    else:
+        known = np.zeros(len(train), np.int64) if many else truth[0][truth[0] >= 0]
         sizes = [len(each.draw(known, seed)) for each in drawn if each] or [len(known)]
-        for size in sizes:
+        for size in sizes if "knn" in protocols else ():
             fitting(ks, size, note)
+        kept = tuple(k for k in ks or KS if k <= len(known)) or (len(known),)
     prints = fingerprints(train), fingerprints(test)
     if twice := int(seen_in(prints[1], prints[0]).sum()):
-        note(
-            f"warning: {twice} of {len(test)} test images are training images too, byte for byte: results are flattered"
-        )
+        note(f"warning: {twice} of {len(test)} test images are training images too, byte for byte: too good to be true")
     how = Settings(
-        tuple(pools) if pools else None, layers, tuple(k for k in ks or KS if k <= len(known)) or (len(known),), drawn,
-        seeds, probe, augment, seed, device, precision, batch, workers,
+        tuple(pools) if pools else None, layers, kept, drawn, seeds, probe, augment, seed, device, precision, batch,
+        workers,
     )  # fmt: skip
     data = content_hash(prints[0]), content_hash(prints[1])
     store = Store.cache() if cache else Store(None)
+    given: dict[str, Any] = {"store": store, "data": data, "note": note, "progress": progress}
     answers: list[Answer] = []
     try:
-        for model in models:
-            answers += answer(
-                model, protocols, (train, test), truth, how, store=store, data=data, note=note, progress=progress
-            )
+        if masks:
+            rows = dense.segment(models, protocols, (train, test), masks, how, **given)
+        else:
+            for model in models:
+                answers += ask(model, protocols, (train, test), truth, how, **given)  # pyright: ignore[reportArgumentType]
+            rows = [each.row for each in answers]
     finally:
         store.close()
     facts = _facts(models, (train, test), data, twice, how)
-    return Assessment([each.row for each in answers], differences(answers, seed=seed), facts, answers)
+    return Assessment(rows, differences(answers, seed=seed), facts, answers)
 
 
 def judge(

@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+METRICS = {"map": "mean average precision", "miou": "mean IoU"}
+"""what is shown in place of top-1 where a row has it"""
 WIDE = 4
 """protocols that fit beside each other in a terminal of 100 columns; more of them become lines"""
 NOTICEABLE = 0.005
@@ -104,18 +106,25 @@ def _layer(layer: str | int) -> str:
 
 
 def _score(row: Row) -> float:
-    return row["top1"] if "map" not in row else row["map"]
+    return row[_metric(row) or "top1"]
+
+
+def _metric(row: Row) -> str | None:
+    return next((name for name in METRICS if name in row), None)
 
 
 def _cell(row: Row | None, best: float, choice: bool, every_layer: bool) -> str:
     if row is None:
         return ""
-    low, high = ("ci_low", "ci_high") if "map" not in row else ("map_low", "map_high")
+    prefix = _metric(row) or "ci"
+    low, high = f"{prefix}_low", f"{prefix}_high"
     text = f"{100 * _score(row):.1f} [dim]\\[{100 * row[low]:.1f}, {100 * row[high]:.1f}][/dim]"
     below = []
     if row.get("deviation") is not None:
         below.append(f"+- {100 * row['deviation']:.1f} of {len(row['seeds'])} draws")
-    if row["balanced"] is not None and abs(row["balanced"] - row["top1"]) > NOTICEABLE:
+    if _metric(row):
+        below.append(f"top-1 {100 * row['top1']:.1f}" if row["balanced"] is None else f"pixels {100 * row['top1']:.1f}")
+    elif abs(row["balanced"] - row["top1"]) > NOTICEABLE:
         below.append(f"balanced {100 * row['balanced']:.1f}")
     if row["layer"] != "last" and not every_layer:
         below.append(_layer(row["layer"]))
@@ -127,5 +136,5 @@ def _caption(results: Sequence[Row]) -> str | None:
     if not results:
         return None
     sizes = " / ".join(dict.fromkeys(f"{row['n_train']:,} to learn from, {row['n_test']:,} to test" for row in results))
-    metric = "mean average precision" if "map" in results[0] else "top-1"
+    metric = METRICS.get(_metric(results[0]) or "", "top-1")
     return f"{metric} in percent, [95 % interval over test images]; {sizes} images"

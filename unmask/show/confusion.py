@@ -69,7 +69,9 @@ def draw(
 def draw_all(found: "Assessment", folder: str | Path) -> list[Path]:
     """Draw the best row of each model and protocol, the first draw of labels where there are several."""
     names, paths = found.facts["data"]["train"]["classes"], []
-    kinds = dict.fromkeys((answer.row["model"], answer.row["protocol"]) for answer in found.answers)
+    kinds = dict.fromkeys(
+        (answer.row["model"], answer.row["protocol"]) for answer in found.answers if "map" not in answer.row
+    )
     for model, protocol in kinds:
         best = max(
             (each for each in found.answers if (each.row["model"], each.row["protocol"]) == (model, protocol)),

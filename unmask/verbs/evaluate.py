@@ -60,6 +60,10 @@ def run(arguments: list[str]) -> Result:
         """auto, cpu, cuda or cuda:1"""
         workers: int = -1
         """decoding processes (default: up to four)"""
+        masks_train: str = ""
+        """folder of masks (PNG of class numbers) of the --train images: knn and linear judge segmentation"""
+        masks_test: str = ""
+        """folder of masks of the --test images"""
         no_cache: bool = False
         """keep no features in the cache folder"""
         figures: Path | None = None
@@ -79,6 +83,11 @@ def run(arguments: list[str]) -> Result:
         raise UsageError(
             f"--seeds {given.seeds} --augment {given.augment}: give at least one seed and no less than 0 crops"
         )
+    if bool(given.masks_train) != bool(given.masks_test):
+        raise UsageError("segmentation needs --masks-train FOLDER and --masks-test FOLDER, both")
+    masks = (given.masks_train, given.masks_test) if given.masks_train else None
+    if masks and given.figures:
+        raise UsageError("--figures draws classes of images, not of pixels; leave it out with --masks-train")
     if given.augment and given.probe == "common":
         raise UsageError("--augment is for a paper's linear probe; give --probe mae, beit, ibot or own")
     try:
@@ -95,7 +104,8 @@ def run(arguments: list[str]) -> Result:
         found = assess(
             models, asked, given.train, given.test, labels=given.labels, pools=pools, ks=ks, seed=given.seed,
             layers=None if given.layers == "own" else given.layers, shots=shots, seeds=given.seeds, probe=given.probe,
-            augment=given.augment, cache=not given.no_cache, device=world.device, workers=given.workers,
+            augment=given.augment, cache=not given.no_cache,
+            masks=masks, device=world.device, workers=given.workers,
             note=console.say, progress=progress,
         )  # fmt: skip
     console.rich.print(table(found.rows))
