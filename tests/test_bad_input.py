@@ -197,8 +197,8 @@ def test_evaluation_of_what_cannot_be_judged(train, test, words, message, tmp_pa
 
 
 def test_features_that_are_not_numbers_are_refused_with_the_cure(photos, tmp_path):
+    assert nano(photos, tmp_path / "run").code == 0
     run = Run(tmp_path / "run")
-    assert nano(photos, run.path).code == 0
     method = run.method()
     torch.nn.init.constant_(method.backbone().norm.bias, float("nan"))
     optimizer = build_optimizer(method.parameter_groups(), run.config.optim)

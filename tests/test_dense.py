@@ -16,11 +16,11 @@ def folders(tmp_path_factory):
     """Parts of two photographs side by side; the mask says which is where, with an unknown seam."""
     root = tmp_path_factory.mktemp("dense")
     cat, cells = data.chelsea()[:, :, :3], np.dstack([data.coins()] * 3)
-    for part, count in (("train", 10), ("test", 4)):
+    for part, count, shift in (("train", 10, 0), ("test", 4, 67)):
         for i in range(count):
-            picture, mask = np.array(cat[40 + 4 * i :, 60 + 9 * i :][:32, :32]), np.zeros((32, 32), np.uint8)
+            picture, mask = np.array(cat[40 + 4 * i + shift :, 60 + 9 * i :][:32, :32]), np.zeros((32, 32), np.uint8)
             edge = 8 * (1 + i % 3)
-            picture[:, edge:] = cells[10 + 20 * i :, 5 * i :][:32, edge:32]
+            picture[:, edge:] = cells[10 + 20 * i :, 5 * i + shift :][:32, edge:32]
             mask[:, edge:], mask[:, edge] = 1, 255
             for kind, array in (("images", picture), ("masks", mask)):
                 file = root / part / kind / "deep" / f"{i}.png"
@@ -91,11 +91,10 @@ def test_masks_that_do_not_fit_are_named(case, message, folders, tmp_path):
     broken = root / "train" / "broken" / "deep"
     broken.mkdir(parents=True)
     for file in (folders / "train" / "masks" / "deep").iterdir():
-        mask = Image.open(file)
-        if case == "missing" and file.stem == "3":
-            continue
-        mask = mask.convert("RGB") if case == "color" else mask.resize((30, 32)) if case == "size" else mask
-        mask.save(broken / file.name)
+        if case != "missing" or file.stem != "3":
+            with Image.open(file) as mask:
+                mask = mask.convert("RGB") if case == "color" else mask.resize((30, 32)) if case == "size" else mask
+                mask.save(broken / file.name)
     said = segment(root, "--masks-train", broken.parent)
     assert said.code == 1
     assert message in said.line

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch.nn.functional import interpolate
@@ -45,7 +45,7 @@ class Counts(NamedTuple):
     true: Int[np.ndarray, "Q C"]
     said: Int[np.ndarray, "Q C"]
 
-    def scores(self, weight: Float[np.ndarray, "R Q"]) -> Float[np.ndarray, "3 R"]:
+    def scores(self, weight: Num[np.ndarray, "R Q"]) -> Float[np.ndarray, "3 R"]:
         """Pixel accuracy, mean class accuracy and mean IoU, for weights of images; absent classes count in none."""
         right, true, said = (weight @ each for each in self)
         with np.errstate(invalid="ignore", divide="ignore"):
