@@ -13,9 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cli_toys import SHORT, pictures, unmask
 
+from unmask import checkpoint
 from unmask.checkpoint import latest
+from unmask.optim import build_optimizer
+from unmask.parallel import World
 from unmask.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +194,28 @@ def test_evaluation_of_what_cannot_be_judged(train, test, words, message, tmp_pa
     said = unmask("evaluate", "pixels", "knn", "--train", tmp_path / train, "--test", tmp_path / test, *words)
     assert said.code == 1
     assert message in said.line
+
+
+def test_features_that_are_not_numbers_are_refused_with_the_cure(photos, tmp_path):
+    assert nano(photos, tmp_path / "run").code == 0
+    run = Run(tmp_path / "run")
+    method = run.method()
+    torch.nn.init.constant_(method.backbone().norm.bias, float("nan"))
+    optimizer = build_optimizer(method.parameter_groups(), run.config.optim)
+    checkpoint.save(run.path, 4, method, optimizer, World(0, 1, torch.device("cpu")))
+    data = pictures(tmp_path / "data", 12, classes="ab")
+    said = unmask("evaluate", run.path, "knn", "--train", data, "--test", data, "--k", "1")
+    assert said.code == 1
+    assert "cls features of 12 of 12 images are NaN or infinite" in said.line
+    assert "use an earlier checkpoint (RUN@STEP)" in said.line
+    assert unmask("evaluate", f"{run.path}@3", "knn", "--train", data, "--test", data, "--k", "1").code == 0
+
+
+def test_test_images_among_the_training_images_are_counted(tmp_path):
+    data = pictures(tmp_path / "data", 12, classes="ab")
+    said = unmask("evaluate", "pixels", "knn", "--train", data, "--test", data, "--k", "1")
+    assert said.code == 0
+    assert "warning: 12 of 12 test images are training images too" in said.err
 
 
 @pytest.mark.parametrize(

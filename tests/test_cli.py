@@ -125,6 +125,8 @@ def test_a_misspelt_name_gets_the_nearest(words, near):
         (["evaluate", "knn", "--train", "a", "--test", "b"], "give models, then protocols"),
         (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--k", "ten"], "--k ten: give numbers"),
         (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--pool", "max"], "give some of cls, mean"),
+        (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--shots", "0.5"], "give a part of the labels"),
+        (["evaluate", "x", "linear", "--train", "a", "--test", "b", "--augment", "2"], "--augment is for a paper's"),
         (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--out", "."], "is a folder"),
         (["show", "x"], "needs MODEL and WHAT"),
     ],
@@ -188,10 +190,15 @@ def test_evaluate_compares_models_on_the_same_images(run, photos, tmp_path):
     found = {(row["model"], row["features"], row["protocol"], row["k"]) for row in rows}
     kinds = (("knn", 3), ("knn", 5), ("linear", None))
     networks = [(str(run), pool) for pool in ("cls", "mean")] + [("untrained:mae-nano", p) for p in ("cls", "mean")]
+    assert len({(row["model"], row["to"]) for row in said.json["differences"]}) == 3
     assert found == {(*model, *kind) for model in [*networks, ("pixels", "pixels")] for kind in kinds}
     assert {(row["n_train"], row["n_test"]) for row in rows} == {(30, 30)}
     written = json.loads(file.read_text())
     assert written["results"] == rows
+    assert written["versions"]["torch"] and written["overlap"] == 30
+    assert written["data"]["train"]["hash"] == written["data"]["test"]["hash"]
+    assert [len(model["weights"] or "") for model in written["models"]] == [32, 0, 32]
+    assert "30 of 30 test images are training images too" in said.err
     assert written["settings"]["train"] == str(photos) and written["settings"]["what"][0] == str(run)
     assert "k-NN, k 3" in said.err and "linear" in said.err
 

@@ -17,6 +17,9 @@ def photos(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp("data") / "photos", 60, classes="abc")
 
 
+MEASURES = ("rankme", "effective-rank", "lidar", "alignment", "uniformity")
+
+
 def nano(photos, out, *words):
     return unmask("pretrain", "mae-nano", photos, "--out", out, *words)
 
@@ -160,13 +163,21 @@ def test_evaluation_while_training_by_other_images_holds_none_out(photos, tmp_pa
     assert "eval/linear/cls" in Run(tmp_path / "a").metrics()[-1]
 
 
-@pytest.mark.parametrize("labels", [(), ("--labels", "none")], ids=str)
-def test_evaluation_without_labels_is_refused_before_training(labels, photos, tmp_path):
-    data = photos if labels else pictures(tmp_path / "flat", 12)
-    said = nano(data, tmp_path / "a", *SHORT, *labels, "--eval-every", "2")
+def test_evaluation_without_labels_logs_what_needs_none(photos, tmp_path):
+    said = nano(photos, tmp_path / "a", *SHORT, "--labels", "none", "--eval-every", "2")
+    assert said.code == 0
+    assert "no labels: --eval-every logs what needs none" in said.err
+    names = {f"labelfree/{what}/{pool}" for what in MEASURES for pool in ("cls", "mean")}
+    logged = [event for event in Run(tmp_path / "a").metrics() if "labelfree/rankme/cls" in event]
+    assert [event["step"] for event in logged] == [2, 3]
+    assert all(names <= event.keys() and not any(n.startswith("eval/") for n in event) for event in logged)
+
+
+def test_evaluation_needs_a_test_set_where_none_was_held_out_from_the_start(photos, tmp_path):
+    assert nano(photos, tmp_path / "a", *SHORT).code == 0
+    said = nano(photos, tmp_path / "a", *SHORT, "--eval-every", "2")
     assert said.code == 1
     assert "--eval-every needs labelled images" in said.line and "--test DATA" in said.line
-    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(("budget", "steps"), [("40 images", 5), ("40images", 5), ("1 gflop", 1)], ids=str)

@@ -13,7 +13,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .schedules import Constant, Progress, Schedule, StepCosine, WarmupCosine
 
@@ -30,6 +30,13 @@ class MethodConfig:
     """the augmentation policy: a View each"""
     masks: tuple[Any, ...] = ()
     """a MaskPolicy for each of the first views that are masked"""
+
+    pools: ClassVar[tuple[str, ...]] = ("cls", "mean")
+    """frozen features that the method is judged by when nobody says: cls, mean or cls+mean"""
+    layers: ClassVar[Literal["last", "best"]] = "last"
+    """and from where: the last block after the final norm, or the best of all, chosen on training images"""
+    probe: ClassVar[Literal["common", "mae", "beit", "ibot"]] = "common"
+    """its published linear probe: `evaluate --probe own`"""
 
     def build(self) -> Any:
         """Make the networks, freshly initialized from torch's current generator."""

@@ -24,7 +24,7 @@ from .config import UsageError
 from .data.record import Source, Subset
 from .data.sources import open_source
 from .evaluate.crops import Chunk, crops
-from .evaluate.features import Report, check_finite, evaluating, pool
+from .evaluate.features import Report, broken_images, evaluating, not_finite, pool
 from .evaluate.run import EvalModel
 from .feature_files import Rows, join, read_about, write_part
 from .models import open_models
@@ -230,7 +230,9 @@ def _fill(
         if patches:
             values["patches"] = tokens.patches.float()
         made = {name: value.cpu().numpy() for name, value in values.items()}
-        check_finite({name: value.reshape(len(value), -1) for name, value in made.items()}, chunk.keys)
+        for name, value in made.items():
+            if wrong := broken_images(value, chunk.keys):
+                raise ValueError(not_finite(name, wrong, len(chunk.keys)))
         return made
 
     rows, first, seen = Rows(width, patches), done, done

@@ -14,8 +14,8 @@ from .analyze.subject import Subject
 from .config import DataConfig, RunConfig
 from .data.sources import Source, open_source
 from .data.survey import survey
-from .evaluate import EvalModel
-from .evaluate import evaluate as judge
+from .evaluate import Assessment, EvalModel
+from .evaluate import assess as judge
 from .evaluate.classifier import FILE, read_classifier
 from .methods.base import Method
 from .methods.dvae import DVAE
@@ -56,9 +56,35 @@ def load(spec: str, *, heads: int | None = None, note: Note | None = None) -> Vi
     return backbone
 
 
+Protocol = Literal["knn", "linear", "attentive", "finetune"]
+
+
 def evaluate(
     models: Sequence[str],
-    protocols: Sequence[Literal["knn", "linear", "finetune"]],
+    protocols: Sequence[Protocol],
+    train: str | Source,
+    test: str | Source,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Judge MODELs by labelled DATA: `evaluate.evaluate` for what is written on the command line.
+
+    Args:
+        models: as for `open_model`; compared on the same images.
+        protocols: `knn`, `linear`, `attentive`, `finetune`.
+        train: labelled DATA that the classifiers learn from.
+        test: labelled DATA that they are judged by.
+        options: of `assess`.
+    Returns:
+        its rows.
+    Raises:
+        ValueError, OSError: one line that names the value, the place and the cure.
+    """
+    return assess(models, protocols, train, test, **options).rows
+
+
+def assess(
+    models: Sequence[str],
+    protocols: Sequence[Protocol],
     train: str | Source,
     test: str | Source,
     *,
@@ -67,23 +93,19 @@ def evaluate(
     device: torch.device | str = "cpu",
     heads: int | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
-    """Judge MODELs by labelled DATA: `evaluate.evaluate` for what is written on the command line.
+) -> Assessment:
+    """Judge MODELs by labelled DATA: `evaluate.assess` for what is written on the command line.
 
     Args:
-        models: as for `open_model`; compared on the same images.
-        protocols: `knn`, `linear`, `finetune`.
-        train: labelled DATA that the classifiers learn from.
-        test: labelled DATA that they are judged by.
+        models: as for `open_model`.
+        protocols: as for `evaluate`, and so the next two.
+        train: learned from.
+        test: judged by.
         labels: as for `open_source`.
-        seed: of the bootstrap, the probe and the survey.
+        seed: of the bootstrap, the probes and the survey.
         device: where to compute.
         heads: attention heads, where a model's file does not tell them.
-        options: of `evaluate.evaluate`: pools, ks, batch, workers, note, progress, epochs, lr, save.
-    Returns:
-        its rows.
-    Raises:
-        ValueError, OSError: one line that names the value, the place and the cure.
+        options: of `evaluate.assess`: pools, layers, ks, shots, seeds, probe, augment, epochs, lr, save, ...
     """
     known, asked = (open_source(d, labels) if isinstance(d, str) else d for d in (train, test))
     opened = open_models(models, known, seed=seed, device=device, heads=heads, note=options.get("note"))
@@ -145,8 +167,8 @@ def open_model(spec: str, facts: Facts, *, heads: int | None = None, note: Note 
         size, mean, std = loaded.vit.image_hw, loaded.mean, loaded.std
         return EvalModel(spec, loaded.build(), size, mean, std, loaded.vit.channels, loaded.range)
     run, step, part = parse_run(spec)
-    backbone, data = vit_of(run.method(step), part), run.config.data
-    return EvalModel(spec, backbone, backbone.config.image_hw, data.mean, data.std, data.channels, data.range)
+    backbone = vit_of(run.method(step), part)
+    return evaluated(spec, backbone, run.config)
 
 
 def names_run(spec: str) -> bool:
@@ -181,8 +203,14 @@ def _to_stderr(line: str) -> None:
 def untrained(config: RunConfig, name: str) -> EvalModel:
     """The network that a run of this configuration begins with."""
     torch.manual_seed(fold(config.seed, "init"))
-    backbone, data = vit_of(config.method.build()), config.data
-    return EvalModel(name, backbone.eval(), backbone.config.image_hw, data.mean, data.std, data.channels, data.range)
+    return evaluated(name, vit_of(config.method.build()).eval(), config)
+
+
+def evaluated(name: str, backbone: ViT, config: RunConfig) -> EvalModel:
+    """A backbone with its run's preparation of images and its method's own features."""
+    data, own = config.data, config.method
+    size, prepared = backbone.config.image_hw, (data.mean, data.std, data.channels, data.range)
+    return EvalModel(name, backbone, size, *prepared, pools=own.pools, layers=own.layers, probe=own.probe)
 
 
 def open_subjects(

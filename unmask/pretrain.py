@@ -22,7 +22,7 @@ from .data.classes import class_names
 from .data.sources import Source, holdout_split, open_source
 from .data.stream import HostBatch
 from .data.survey import survey
-from .evaluate import Online, classify, renumbered, top1
+from .evaluate import LabelFree, Online, classify, renumbered, top1
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
 from .methods.beit import BEiT
@@ -160,7 +160,7 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
         held = np.load(out / HELD) if (out / HELD).exists() else None
         source, held_out = holdout_split(source, held)
         held = held_out.index
-    if config.eval_every:
+    if config.eval_every and (config.data.test or held_out is not None or source.labels is not None):
         test = open_source(config.data.test, config.data.labels) if config.data.test else held_out
         if test is None:
             raise ValueError(
@@ -176,6 +176,8 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
     notes = []
     if config.data.test and not config.eval_every:
         notes.append(f"--test {config.data.test} is looked at with --eval-every only")
+    if config.eval_every and labelled is None:
+        notes.append("no labels: --eval-every logs what needs none (RankMe, LiDAR, alignment, uniformity)")
     if config.init_from and fresh:
         name, said = start_from(config.init_from, method, options.heads)
         config = dataclasses.replace(config, init_from=name)
@@ -194,8 +196,8 @@ def carry_out(plan: Plan) -> Run:
         evaluate = partial(examine, images=examined, temperature=config.method.temperature.end)
     elif plan.labelled is not None and world.first and plan.classes is not None:
         evaluate = partial(recognized, test=plan.labelled[1], classes=plan.classes, config=config, device=world.device)
-    elif plan.labelled is not None and world.first:
-        online = Online(*plan.labelled, seed=config.seed)
+    elif config.eval_every and world.first:
+        online = Online(*plan.labelled, seed=config.seed) if plan.labelled else LabelFree(plan.source, seed=config.seed)
         size = config.method.views[0].shape
 
         def judge(backbone: torch.nn.Module) -> dict[str, float]:

@@ -229,7 +229,9 @@ def margin(size: tuple[int, int]) -> float:
     return 256 / 224 if 96 <= min(size) < 384 else 1.0
 
 
-def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[Tensor, "C h w"]:
+def center(
+    image: UInt8[Tensor, "C H W"], size: int | tuple[int, int], interpolation: str = "bicubic"
+) -> UInt8[Tensor, "C h w"]:
     """Cut the evaluation crop: no randomness.
 
     The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Nothing is trimmed, the
@@ -238,6 +240,7 @@ def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[
     Args:
         image: any size.
         size: side of the result, or (height, width), in pixels.
+        interpolation: nearest for masks of class numbers.
     """
     h, w = pair(size)
     height, width = image.shape[1:]
@@ -246,7 +249,7 @@ def center(image: UInt8[Tensor, "C H W"], size: int | tuple[int, int]) -> UInt8[
         shape = (least_h, max(least_w, int(least_h * width / height)))
     else:
         shape = (max(least_h, int(least_w * height / width)), least_w)
-    image = resize(image, shape, "bicubic")
+    image = resize(image, shape, interpolation)
     top, left = round((shape[0] - h) / 2), round((shape[1] - w) / 2)
     return image[:, top : top + h, left : left + w]
 
@@ -255,6 +258,8 @@ def resize(image: UInt8[Tensor, "C H W"], shape: tuple[int, int], interpolation:
     """Resize with antialiasing, as Pillow does; channels last in memory, which is ATen's fast path."""
     if tuple(image.shape[1:]) == tuple(shape):
         return image
+    if interpolation == "nearest":
+        return F.interpolate(image[None], size=tuple(shape), mode="nearest-exact")[0]
     batch = image[None].contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, size=tuple(shape), mode=interpolation, align_corners=False, antialias=True)[0]
 

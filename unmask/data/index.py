@@ -2,6 +2,7 @@
 
     records.bin   where each image lies: RECORD, 32 bytes
     keys.bin      its name, one after the other
+    many.bin      image and label, int64, where images have several labels each
     index.json    sizes, checksums and class names; written last
 
 Ten million images are half a gigabyte of file and next to nothing of a process: pages come in when they
@@ -100,7 +101,7 @@ class Index:
     """An index that a Writer wrote, mapped.
 
     Attributes: records, RECORD each; classes, names of the labels or None; labels int64 [n] or None;
-    most, the largest label.
+    most, the largest label; many, int64 [m 2] of image and label where images have several, or None.
     """
 
     def __init__(self, folder: Path):
@@ -110,6 +111,8 @@ class Index:
         self.classes: list[str] | None = about["classes"]
         self.labels: np.ndarray | None = self.records["label"] if about["labelled"] else None
         self.most: int = about["most"]
+        several = folder / "many.bin"
+        self.many = _mapped(several, np.dtype("<i8")).reshape(-1, 2) if several.exists() else None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -84,12 +84,19 @@ class Subset:
         self.source, self.index = source, index
         self.name, self.classes = source.name, source.classes
         self.labels = None if source.labels is None else source.labels[index]
+        rows = label_rows(source)
+        self.label_rows = None if rows is None else rows[index]
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, i: int) -> Record:
         return self.source[int(self.index[i])]
+
+
+def label_rows(source: Source) -> np.ndarray | None:
+    """Of a source whose images have several labels each (a parquet column of lists): bool [n C]."""
+    return getattr(source, "label_rows", None)
 
 
 def label_of(labels: np.ndarray | None, i: int) -> int:

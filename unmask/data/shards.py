@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from .cache import cache_root, cached
 from .index import Index, Part, Writer, is_sound
 from .record import IMAGE_SUFFIXES, Record, label_of, read_range, readable
@@ -36,6 +38,12 @@ class Shards:
     def __init__(self, name: str, files: list[Path], index: Index, classes: list[str] | None):
         self.name, self.files, self.classes = name, [str(file) for file in files], classes
         self.index, self.labels = index, index.labels
+        self.label_rows: np.ndarray | None = None
+        """bool [n C] where an image has a list of labels"""
+        if index.many is not None:
+            image, label = index.many.T
+            self.label_rows = np.zeros((len(self), max(int(label.max(initial=-1)) + 1, len(classes or []))), dtype=bool)
+            self.label_rows[image, label] = True
 
     def __len__(self) -> int:
         return len(self.index)
@@ -134,7 +142,7 @@ def open_parquet(name: str, files: list[Path]) -> Shards:
 
     The image is the first column of type struct{bytes, path}, whatever its name; where bytes are null
     the file at `path`, from the parquet's folder, is taken. `label` is optional: integers (with names
-    in Hugging Face's metadata, or not) or words.
+    in Hugging Face's metadata, or not), words, or lists of integers (several labels an image).
 
     Raises:
         ValueError: no image column, no rows, not a parquet file, or no room in the cache.
@@ -151,6 +159,8 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
     import pyarrow.parquet as pq
 
     place, names = 0, None
+    many: list[tuple[int, int]] = []  # image and label, where an image has a list of them
+    lists = 0
     with Writer(building) as writer, (building / "images.bin").open("wb") as out:
         for path in files:
             try:
@@ -163,6 +173,7 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
             if wanted > shutil.disk_usage(building).free:
                 raise ValueError(f"{path}: needs {wanted >> 20} MiB in {cache_root()}; free some, or set UNMASK_CACHE")
             labelled = "label" in table.schema_arrow.names
+            listed = labelled and pa.types.is_list(table.schema_arrow.field("label").type)
             for batch in table.iter_batches(256, columns=[image, *(["label"] if labelled else [])]):
                 offset: list[int] = []
                 size: list[int] = []
@@ -178,9 +189,16 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
                     place += size[-1]
                     keys.append((below or f"{path.name}#{writer.count + len(keys)}").encode())
                 labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
+                if listed:
+                    many += [(writer.count + i, int(label)) for i, row in enumerate(labels) for label in row or ()]
+                    labels, lists = [None] * len(batch), lists + len(batch)
                 words = [None if word is None else str(word).encode() for word in labels]
                 writer.add(0, Part.of(offset, size, keys, words))
         out.flush()
+        if lists and (lists != writer.count or min((label for _, label in many), default=0) < 0):
+            raise ValueError(f"{files[0]}: `label` must be lists of numbers from 0 up in every file")
+        if lists:
+            np.array(many, "<i8").reshape(-1, 2).tofile(building / "many.bin")
         writer.finish(names)
 
 
@@ -202,4 +220,6 @@ def image_column(schema, name: str) -> str:
 def class_names(schema) -> list[str] | None:
     """Names of the integers in column `label`, from Hugging Face's metadata; None: not said."""
     info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return info.get("info", {}).get("features", {}).get("label", {}).get("names")
+    feature = info.get("info", {}).get("features", {}).get("label", {})
+    feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)  # lists of labels
+    return feature.get("names")

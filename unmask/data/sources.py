@@ -1,8 +1,6 @@
 """DATA as it is written on the command line, and what is asked of any source: its tenth, its mean."""
 
 import glob
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -13,6 +11,7 @@ from jaxtyping import Int
 from ..randomness import shuffled_index
 from .decode import decode
 from .demo import Demo
+from .fingerprint import fingerprints
 from .folder import Folder
 from .hub import Hub
 from .record import IMAGE_SUFFIXES, BadImage, Record, Source, Subset
@@ -86,21 +85,8 @@ def holdout_split(source: Source, known: Int[np.ndarray, "m"] | None = None) -> 
     Raises:
         ValueError: one of them is empty.
     """
-
-    def held(i: int) -> bool:
-        try:
-            data = source[i].data
-        except BadImage:
-            return False
-        data = data if isinstance(data, bytes) else data.tobytes()
-        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") % 10 == 0
-
-    def hold(start: int) -> list[bool]:
-        return [held(i) for i in range(start, min(start + 256, len(source)))]
-
     if known is None:
-        with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter
-            mask = np.array([each for block in pool.map(hold, range(0, len(source), 256)) for each in block])
+        mask = fingerprints(source) % 10 == 0
     else:
         mask = np.zeros(len(source), dtype=bool)
         mask[known] = True

@@ -23,7 +23,7 @@ from ..checkpoint import write_atomically
 from ..config import from_json, to_json
 from ..vit import ViT, ViTConfig
 from .probe import FittedLinear
-from .run import EvalModel
+from .take import EvalModel
 
 FILE = "classifier.json"
 """what makes a folder a saved classifier"""

@@ -1,8 +1,9 @@
 """Features once: the same unmasked forward, pooling and crop for training and test images.
 
 Most disappointments with frozen features are protocol mistakes, so there is one door: a center
-crop, evaluation mode, no mask, the final norm, and pooling by name. It is streamed: a large set costs
-memory for its features, never for its pixels.
+crop, evaluation mode, no mask, the final norm, and pooling by name. One forward pass gives every layer
+and every pooling. It is streamed: a large set costs memory for its features, never for its pixels, and
+none where `room` puts them on disk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,15 @@ from torch.utils.data import DataLoader
 
 from ..data.record import Source
 from ..vit import Tokens, ViT
-from .crops import crops
+from .crops import Cut, crops
 
-Pool = Literal["cls", "mean"]
+Pool = Literal["cls", "mean", "patches"]
+"""the class token, the mean of the patches, or all patches (fp16)"""
 Report = Callable[[int, int], None]
 """progress(images done, images in all)"""
+
+Room = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""room(name, shape, type): an array to fill, in memory or on disk"""
 
 PIXELS = 768
 """features of a raw image at most: 16 x 16 x 3; four times as many take minutes to fit and are worth no more"""
@@ -31,8 +36,8 @@ PIXELS = 768
 class Features(NamedTuple):
     """What is known of every readable image of a source, in its order."""
 
-    values: dict[str, Float[np.ndarray, "S _"]]
-    """fp32, by pooling: `cls`, `mean`, or `pixels`"""
+    values: dict[str, Float[np.ndarray, "S ..."]]
+    """by pooling: `cls`, `mean` or `pixels` fp32 [S D], `patches` fp16 [S N D]; `3/cls` is of block 3"""
     labels: Int[np.ndarray, "S"]
     """class of each image, -1 unknown"""
     keys: list[str]
@@ -58,11 +63,15 @@ def extract(
     batch: int = 256,
     workers: int = -1,
     progress: Report | None = None,
+    layers: Sequence[int] = (),
+    cut: Cut | None = None,
+    room: Room | None = None,
 ) -> Features:
     """Encode every readable image of a source by a frozen ViT.
 
     `cls` is the class token and `mean` the mean of the patch tokens, both after the final norm
-    (DINO's `eval_knn.py`; iBOT's avgpool). The backbone leaves with the modes it came with.
+    (DINO's `eval_knn.py`; iBOT's avgpool). Those of `layers` are block outputs as they are, without
+    the norm (BEiT's linear probe). The backbone leaves with the modes it came with.
 
     Args:
         backbone: on `device`; called in evaluation mode, without masks and gradients.
@@ -78,8 +87,11 @@ def extract(
         batch: images a forward pass.
         workers: decoding processes; -1: up to four, none for small sets.
         progress: called after each batch.
+        layers: blocks, counted from 1, whose outputs are pooled too, as `3/cls` and `3/mean`.
+        cut: instead of the center crop.
+        room: makes the arrays; None: in memory.
     Returns:
-        one fp32 array [S D] a pooling, with labels and keys.
+        one array a pooling, with labels and keys.
     Raises:
         ValueError: nothing could be read, or a feature is not finite.
     """
@@ -87,12 +99,19 @@ def extract(
     def embed(images: Float[Tensor, "B C h w"]) -> dict[str, Tensor]:
         cast = torch.autocast(images.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         with cast:
-            tokens = backbone(images)
-        return {name: pool(tokens, name) for name in pools}
+            if not layers:
+                last, blocks = backbone(images), ()
+            else:
+                *blocks, end = backbone(images, layers=(*(i - 1 for i in layers), -1))
+                last = Tokens(backbone.norm(end.prefix), backbone.norm(end.patches), end.grid)
+        found = {name: pool(last, name) for name in pools}
+        for layer, tokens in zip(layers, blocks, strict=True):
+            found |= {f"{layer}/{name}": pool(tokens, name) for name in pools if name != "patches"}
+        return found
 
-    loader = crops(source, size, channels, value_range, batch, workers)
+    loader = crops(source, size, channels, value_range, batch, workers, cut)
     with evaluating(backbone), torch.no_grad():
-        return _gather(loader, embed, mean, std, device, progress)
+        return _gather(loader, embed, mean, std, device, progress, room)
 
 
 def pixels(
@@ -106,6 +125,7 @@ def pixels(
     batch: int = 256,
     workers: int = -1,
     progress: Report | None = None,
+    room: Room | None = None,
 ) -> Features:
     """Take the pixels themselves as features: what any model has to beat.
 
@@ -121,11 +141,13 @@ def pixels(
         return {"pixels": images.flatten(1)}
 
     loader = crops(source, size, channels, value_range, batch, workers)
-    return _gather(loader, embed, mean, std, "cpu", progress)
+    return _gather(loader, embed, mean, std, "cpu", progress, room)
 
 
-def pool(tokens: Tokens, name: Pool) -> Float[Tensor, "B D"]:
-    """Reduce an image's tokens to one vector, in fp32."""
+def pool(tokens: Tokens, name: Pool) -> Float[Tensor, "B *_"]:
+    """Reduce an image's tokens to one vector, in fp32; `patches`: keep them, in fp16."""
+    if name == "patches":
+        return tokens.patches.half()
     return tokens.prefix[:, 0].float() if name == "cls" else tokens.patches.float().mean(1)
 
 
@@ -148,16 +170,23 @@ def _gather(
     std: Sequence[float],
     device: torch.device | str,
     progress: Report | None,
+    room: Room | None,
 ) -> Features:
     offset, spread = (torch.tensor(v, dtype=torch.float32, device=device).view(-1, 1, 1) for v in (mean, std))
+    room = room or (lambda name, shape, kind: np.empty(shape, kind))
     values: dict[str, np.ndarray] = {}
+    broken: dict[str, list[str]] = {}  # images by feature
     labels, keys, places, skipped, total = [], [], [], [], len(loader.dataset)  # pyright: ignore[reportArgumentType]
     for chunk in loader:
         if chunk.keys:
             images = (chunk.images.to(device, torch.float32) / 255 - offset) / spread
-            for name, value in embed(images).items():
-                rows = values.setdefault(name, np.empty((total, value.shape[1]), dtype=np.float32))
-                rows[len(keys) : len(keys) + len(value)] = value.cpu().numpy()
+            for name, tensor in embed(images).items():
+                value = tensor.cpu().numpy()
+                if name not in values:
+                    values[name] = room(name, (total, *value.shape[1:]), value.dtype)
+                values[name][len(keys) : len(keys) + len(value)] = value
+                if wrong := broken_images(value, chunk.keys):
+                    broken.setdefault(name, []).extend(wrong)
         labels += chunk.labels
         keys += chunk.keys
         places += chunk.rows
@@ -167,18 +196,21 @@ def _gather(
     if not keys:
         first = f", the first: {skipped[0]}" if skipped else ""
         raise ValueError(f"none of {total} images could be read{first}; check the path and the files")
+    for name, images in broken.items():
+        raise ValueError(not_finite(name, images, len(keys)))
     values = {name: rows[: len(keys)] for name, rows in values.items()}
-    check_finite(values, keys)
     return Features(values, np.array(labels, np.int64), keys, np.array(places, np.int64), skipped)
 
 
-def check_finite(values: dict[str, np.ndarray], keys: list[str]) -> None:
-    """Refuse features that are NaN or infinite; names the first image."""
-    for name, array in values.items():
-        broken = np.flatnonzero(~np.isfinite(array).all(1))
-        if len(broken):
-            raise ValueError(
-                f"{name} features of {len(broken)} of {len(keys)} images are NaN or infinite, "
-                f"first {keys[broken[0]]}: the weights diverged or overflow in bf16; "
-                "use an earlier checkpoint (RUN@STEP) or fp32"
-            )
+def broken_images(values: Float[np.ndarray, "B *d"], keys: list[str]) -> list[str]:
+    """Names of the images whose features are NaN or infinite."""
+    whole = np.isfinite(values).reshape(len(values), -1).all(1)
+    return [keys[i] for i in np.flatnonzero(~whole)]
+
+
+def not_finite(name: str, images: list[str], total: int) -> str:
+    """What to say of them."""
+    return (
+        f"{name} features of {len(images)} of {total} images are NaN or infinite, first {images[0]}: "
+        "the weights diverged or overflow in half precision; use an earlier checkpoint (RUN@STEP) or fp32"
+    )

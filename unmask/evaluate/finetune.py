@@ -23,16 +23,16 @@ from ..vit import ViT
 from ..weights.finetuned import finetuned_from
 from .classified import classify
 from .labels import Note
-from .metrics import balanced, bootstrap, top1
-from .run import COLUMNS, EvalModel
+from .rows import Answer, scored
 from .settings import fine_tuning, method_of, optim_of
+from .take import EvalModel
 
 
 class Learned(NamedTuple):
     """A fine-tuned network and how well it does."""
 
-    row: dict[str, Any]
-    """as `evaluate` returns them, of protocol `finetune`"""
+    answer: Answer
+    """what it says of the test images, of protocol `finetune`"""
     vit: ViT
     """with its head; on the CPU, in evaluation mode"""
 
@@ -128,12 +128,11 @@ def finetune(
     )
     if said.skipped and note:
         note(f"test: {len(said.skipped)} of {len(sources[1])} images skipped, first: {said.skipped[0]}")
-    asked, predicted = truth[1][said.rows], said.probabilities.argmax(1)
-    predicted, asked = predicted[asked >= 0], asked[asked >= 0]
-    low, high = bootstrap(predicted == asked, seed=seed)
-    scores = (top1(predicted, asked), balanced(predicted, asked), low, high)
-    values = (model.name, "finetune", how.pool, "last", None, *scores, len(known), len(asked))
-    return Learned(dict(zip(COLUMNS, values, strict=True)), vit.cpu())
+    asked, known_places = truth[1][said.rows], truth[1][said.rows] >= 0
+    predicted = said.probabilities.argmax(1)[known_places]
+    names = (model.name, "finetune", how.pool, "last", None)
+    answer = scored(names, [predicted], asked[known_places], said.rows[known_places], len(known), seed=seed)
+    return Learned(answer, vit.cpu())
 
 
 def describe(config: RunConfig, images: int) -> str:

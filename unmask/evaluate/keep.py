@@ -1,5 +1,6 @@
-"""Fine-tuning and `--save` as `evaluate` calls them: one row of results, and a classifier that stays."""
+"""Fine-tuning and `--save` as `evaluate` calls them: one answer, and a classifier that stays."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,56 @@ from .classifier import Classifier, linear_classifier, write_classifier
 from .features import Report, extract
 from .finetune import finetune
 from .probe import LinearProbe
-from .run import EvalModel
+from .rows import Answer, scored
+from .shots import Shots
+from .take import EvalModel
+
+
+def check_save(save: Path | None, models: Sequence[EvalModel], protocols: Sequence[str], draws: int) -> None:
+    """Refuse to keep what is not one classifier, before hours are spent."""
+    kept = [protocol for protocol in protocols if protocol in ("linear", "finetune")]
+    if save is not None and (len(models) != 1 or len(kept) != 1 or models[0].backbone is None):
+        raise ValueError(f"--save {save} keeps one classifier: give one model, not pixels, and linear or finetune")
+    if save is not None and draws:
+        raise ValueError(f"--save {save} keeps one classifier, of all the labels: leave --shots out")
 
 
 def tuned(
     model: EvalModel,
     sources: tuple[Source, Source],
     truth: tuple[Int[np.ndarray, "S"], Int[np.ndarray, "Q"]],
+    shots: Shots | None,
+    seeds: int,
     *,
+    seed: int = 0,
     save: Path | None = None,
     **options: Any,
-) -> dict[str, Any]:
-    """Fine-tune, return the row, and keep the network where `save` says; the rest as for `finetune`.
+) -> Answer:
+    """Fine-tune, and keep the network where `save` says; the rest as for `finetune`.
 
-    The training run lies in `save`/training, from which the same call goes on after a stop.
+    With `shots`, once for each of `seeds` draws of the labels. The training run lies in `save`/training, from
+    which the same call goes on after a stop.
     """
     names = names_of(sources[0], truth[0])
-    folder = None if save is None else save / "training"
-    learned = finetune(model, sources, truth, classes=len(names), folder=folder, **options)
-    if save is not None:
-        keep(Classifier(learned.vit, names, model.mean, model.std, model.value_range), learned.row, save)
-    return learned.row
+    options["classes"] = len(names)
+    if shots is None:
+        folder = None if save is None else save / "training"
+        learned = finetune(model, sources, truth, seed=seed, folder=folder, **options)
+        if save is not None:
+            keep(Classifier(learned.vit, names, model.mean, model.std, model.value_range), learned.answer.row, save)
+        return learned.answer
+    labelled, found = np.flatnonzero(truth[0] >= 0), []
+    for each in range(seed, seed + seeds):
+        few = np.full_like(truth[0], -1)
+        chosen = labelled[shots.draw(truth[0][labelled], each)]
+        few[chosen] = truth[0][chosen]
+        found.append(finetune(model, sources, (few, truth[1]), seed=each, **options).answer)
+    first, said = found[0], [answer.predicted[0] for answer in found]
+    names_ = tuple(first.row[name] for name in ("model", "protocol", "features", "layer", "k"))
+    return scored(
+        names_, said, first.labels, first.places, first.row["n_train"],
+        seed=seed, shots=shots, seeds=range(seed, seed + seeds),
+    )  # fmt: skip
 
 
 def names_of(train: Source, labels: Int[np.ndarray, "S"]) -> list[str]:

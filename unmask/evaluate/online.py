@@ -10,7 +10,8 @@ from ..vit import ViT
 from .crops import sample
 from .features import Pool
 from .labels import match_labels
-from .run import EvalModel, judge
+from .run import judge
+from .take import EvalModel
 
 
 class Online:

@@ -1,223 +1,233 @@
 """Several models, several protocols, one pair of data sets: rows that can be compared."""
 
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import sklearn
 import torch
 from jaxtyping import Int
 
+from .. import __version__
+from ..config import to_json
+from ..data.fingerprint import content_hash, fingerprints, seen_in
 from ..data.record import Source
-from ..vit import ViT
-from .features import Pool, Report, extract, pixels
-from .knn import KNN
+from . import dense, multilabel
+from .answers import KS, answer, fitting
+from .features import Report
+from .keep import check_save, keep_linear, tuned
 from .labels import Note, match_labels
-from .metrics import balanced, bootstrap, top1
-from .probe import LinearProbe
+from .paired import differences
+from .rows import COLUMNS, Answer
+from .shots import Shots
+from .store import Store, weights_hash
+from .take import EvalModel, Form, Layers, Pooling, Settings
 
-Protocol = Literal["knn", "linear", "finetune"]
-Labelled = tuple[np.ndarray, np.ndarray]
-"""features [S D] and labels [S]"""
+__all__ = ["COLUMNS", "KS", "Assessment", "EvalModel", "assess", "evaluate", "judge"]
 
-COLUMNS = (
-    "model",
-    "protocol",
-    "features",
-    "layer",
-    "k",
-    "top1",
-    "balanced",
-    "ci_low",
-    "ci_high",
-    "n_train",
-    "n_test",
-)
-"""what a result holds, in this order"""
-
-KS = (10, 20, 100, 200)
-"""numbers of neighbors: those that DINO and iBOT report"""
+Protocol = Literal["knn", "linear", "attentive", "finetune"]
 
 
-class EvalModel(NamedTuple):
-    """A backbone and the way its images must be prepared."""
+class Assessment(NamedTuple):
+    """Everything that an evaluation found, and what it takes to repeat it."""
 
-    name: str
-    backbone: ViT | None
-    """None: the pixels are the features"""
-    size: tuple[int, int]
-    """(h, w) of the center crop, in pixels"""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: int = 3
-    value_range: tuple[float, float] | None = None
+    rows: list[dict[str, Any]]
+    """as `evaluate` returns them"""
+    differences: list[dict[str, Any]]
+    """each model against the first and the untrained ones, paired (`paired.differences`)"""
+    facts: dict[str, Any]
+    """versions, device, hashes of images and weights"""
+    answers: list[Answer]
+    """rows with the predictions behind them"""
 
 
 def evaluate(
-    models: Sequence[EvalModel],
-    protocols: Sequence[Protocol],
-    train: Source,
-    test: Source,
-    *,
-    pools: Sequence[Pool] = ("cls", "mean"),
-    ks: Sequence[int] | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    batch: int = 256,
-    workers: int = -1,
-    note: Note | None = None,
-    progress: Callable[[str], Report] | None = None,
-    epochs: float | None = None,
-    lr: float | None = None,
-    save: Path | None = None,
+    models: Sequence[EvalModel], protocols: Sequence[Protocol], train: Source, test: Source, **options: Any
 ) -> list[dict[str, Any]]:
     """Judge models by labelled images: frozen features, or fine-tuned.
 
     Args:
         models: compared on the same images, each prepared in its own way.
-        protocols: `knn` (KNN), `linear` (LinearProbe), `finetune` (finetune.py).
+        protocols: `knn` (KNN), `linear` (LinearProbe, or a published form), `attentive` (AttentiveProbe),
+            `finetune` (finetune.py).
         train: labelled images that the classifiers learn from.
         test: labelled images that they are judged by; classes are matched by name where both have names.
-        pools: which features; both by default, for the better one differs between methods.
-        ks: neighbors; None: 10, 20, 100, 200, without those that exceed the training images.
-        seed: of the bootstrap and of the probe's held-out tenth.
-        device: as for `extract`, and so the next three.
-        precision: fp32 or bf16.
-        batch: images a forward pass.
-        workers: decoding processes.
-        note: told what a reader of the numbers must know; None: standard error.
-        progress: makes the progress callback of a named piece of work.
-        epochs: of fine-tuning, instead of the setting's.
-        lr: likewise.
-        save: a folder for the classifier of the one model and the one protocol, linear or finetune; fine-tuning
-            is resumable there.
+        options: of `assess`.
     Returns:
-        rows of model, protocol, features, layer, k (None for linear), top1, balanced, ci_low, ci_high
-        (95 % bootstrap interval of top1), n_train, n_test. Fractions, not percent.
+        rows of model, protocol, features, layer, k (None where there is none), top1, balanced, ci_low,
+        ci_high (95 % bootstrap interval of top1), n_train, n_test. Fractions, not percent. With shots also
+        shots, seeds, deviation (of top1 over the seeds, which is then their mean); with a published probe
+        also probe, augment and its settings.
     Raises:
         ValueError: nothing to compare, no labels, one class, different classes, a k that was asked for
             exceeds the training images, no readable image, or features that are not finite.
     """
+    return assess(models, protocols, train, test, **options).rows
+
+
+def assess(
+    models: Sequence[EvalModel],
+    protocols: Sequence[Protocol],
+    train: Source,
+    test: Source,
+    *,
+    pools: Sequence[Pooling] | None = None,
+    layers: Layers | None = None,
+    ks: Sequence[int] | None = None,
+    shots: Sequence[str] = (),
+    seeds: int = 5,
+    probe: Form = "common",
+    augment: int = 0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch: int = 256,
+    workers: int = -1,
+    cache: bool = False,
+    masks: tuple[str, str] | None = None,
+    epochs: float | None = None,
+    lr: float | None = None,
+    save: Path | None = None,
+    note: Note | None = None,
+    progress: Callable[[str], Report] | None = None,
+) -> Assessment:
+    """Judge models by labelled images: rows, paired differences, predictions, facts.
+
+    Args:
+        models: as for `evaluate`, and so the next three.
+        protocols: what reads the features, or trains on from them.
+        train: learned from.
+        test: judged by.
+        pools: which features: cls, mean, cls+mean; None: each method's own.
+        layers: last (after the final norm), best (chosen on held-out training images), all; None: the
+            method's own. Blocks are numbered from 1, without the norm; attentive reads the last alone.
+        ks: neighbors; None: 10, 20, 100, 200, without those that exceed the training images.
+        shots: numbers of labels beside which nothing is learned: `1%`, `10%`, `5` (a class); none: all.
+        seeds: draws of these labels.
+        probe: the linear probe: common, mae, beit, ibot, or own (the method's).
+        augment: random crops of each training image for a published probe; 0: the center crop.
+        seed: of the bootstrap, the held-out parts, the draws and the heads.
+        device: as for `extract`, and so the next three.
+        precision: fp32 or bf16.
+        batch: images a forward pass.
+        workers: decoding processes.
+        cache: keep features in the cache folder (UNMASK_CACHE).
+        masks: folders of masks of the training and the test images: knn and linear judge patches
+            (`dense.segment`); labels are not looked at.
+        epochs: of fine-tuning, instead of the setting's.
+        lr: likewise.
+        save: a folder for the classifier of the one model and the one protocol, linear or finetune; fine-tuning
+            is resumable there.
+        note: told what a reader of the numbers must know; None: standard error.
+        progress: makes the progress callback of a named piece of work.
+    Raises:
+        ValueError, OSError: as `evaluate`.
+    """
     if not models or not protocols:
-        raise ValueError("evaluate: no model or no protocol; give at least one model and knn, linear or both")
-    check_save(save, models, protocols)
+        raise ValueError("evaluate: no model or no protocol; give at least one model and one protocol")
+    check_save(save, models, protocols, len(shots))
+    layers = "last" if save is not None and layers is None else layers  # the only one that a classifier keeps
     note = _once(note or _say)
-    truth = match_labels(train, test, note)
-    ks = _fitting(ks, int((truth[0] >= 0).sum()), note) if "knn" in protocols else ()
-    rows = []
-    frozen: list[Protocol] = [protocol for protocol in protocols if protocol != "finetune"]
-    for model in models:
-        rows += judge(
-            model, frozen, (train, test), truth, pools=pools, ks=ks, seed=seed, device=device,
-            precision=precision, batch=batch, workers=workers, note=note, progress=progress,
-        )  # fmt: skip
-        if "finetune" in protocols and model.backbone is None:
-            note(f"{model.name} has no network to fine-tune and no row of finetune")
-        elif "finetune" in protocols:
-            from .keep import tuned  # a layer of its own: it trains
-
-            rows.append(tuned(
-                model, (train, test), truth, epochs=epochs, lr=lr, seed=seed, device=device, workers=workers,
-                save=save, note=note,
-            ))  # fmt: skip
-    if save is not None and "linear" in protocols:
-        from .keep import keep_linear
-
-        best = max((row for row in rows if row["protocol"] == "linear"), key=lambda row: row["top1"])
-        keep_linear(models[0], train, truth[0], best, save, seed=seed, device=device, workers=workers)
-    return rows
-
-
-def check_save(save: Path | None, models: Sequence[EvalModel], protocols: Sequence[str]) -> None:
-    """Refuse to keep what is not one classifier, before hours are spent."""
-    kept = [protocol for protocol in protocols if protocol in ("linear", "finetune")]
-    if save is not None and (len(models) != 1 or len(kept) != 1 or models[0].backbone is None):
-        raise ValueError(f"--save {save} keeps one classifier: give one model, not pixels, and linear or finetune")
+    drawn = tuple(Shots.parse(text) for text in shots) or (None,)
+    many = multilabel.match_rows(train, test)
+    truth = many or (None if masks else match_labels(train, test, note))
+    ask = multilabel.answer if many else answer
+    if truth is None:
+        kept = tuple(ks or KS)  # neighbors among patches
+    else:
+        known = np.zeros(len(train), np.int64) if many else truth[0][truth[0] >= 0]
+        sizes = [len(each.draw(known, seed)) for each in drawn if each] or [len(known)]
+        for size in sizes if "knn" in protocols else ():
+            fitting(ks, size, note)
+        kept = tuple(k for k in ks or KS if k <= len(known)) or (len(known),)
+    prints = fingerprints(train), fingerprints(test)
+    if twice := int(seen_in(prints[1], prints[0]).sum()):
+        note(f"warning: {twice} of {len(test)} test images are training images too, byte for byte: too good to be true")
+    how = Settings(
+        tuple(pools) if pools else None, layers, kept, drawn, seeds, probe, augment, seed, device, precision, batch,
+        workers,
+    )  # fmt: skip
+    data = content_hash(prints[0]), content_hash(prints[1])
+    store = Store.cache() if cache else Store(None)
+    given: dict[str, Any] = {"store": store, "data": data, "note": note, "progress": progress}
+    answers: list[Answer] = []
+    frozen = [protocol for protocol in protocols if protocol != "finetune"]
+    if len(frozen) < len(protocols) and (masks or many):
+        raise ValueError("finetune learns one class an image, not masks and not several labels; leave it out")
+    try:
+        if masks:
+            rows = dense.segment(models, protocols, (train, test), masks, how, **given)
+        else:
+            for model in models:
+                if frozen:
+                    answers += ask(model, frozen, (train, test), truth, how, **given)  # pyright: ignore[reportArgumentType]
+                if model.backbone is None and len(frozen) < len(protocols):
+                    note(f"{model.name} has no network to fine-tune and no row of finetune")
+                elif len(frozen) < len(protocols):
+                    assert truth is not None
+                    answers += [
+                        tuned(
+                            model, (train, test), truth, few, seeds, epochs=epochs, lr=lr, seed=seed, device=device,
+                            workers=workers, save=save, note=note,
+                        )
+                        for few in drawn
+                    ]  # fmt: skip
+            rows = [each.row for each in answers]
+            if save is not None and truth is not None and "linear" in protocols:
+                best = max((row for row in rows if row["protocol"] == "linear"), key=lambda row: row["top1"])
+                keep_linear(models[0], train, truth[0], best, save, seed=seed, device=device, workers=workers)
+    finally:
+        store.close()
+    facts = _facts(models, (train, test), data, twice, how)
+    return Assessment(rows, differences(answers, seed=seed), facts, answers)
 
 
 def judge(
     model: EvalModel,
-    protocols: Sequence[Protocol],
+    protocols: Sequence[str],
     sources: tuple[Source, Source],
     truth: tuple[Int[np.ndarray, "S"], Int[np.ndarray, "Q"]],
     *,
-    pools: Sequence[Pool],
-    ks: Sequence[int],
-    seed: int,
-    device: torch.device | str,
-    precision: Literal["fp32", "bf16"],
-    batch: int,
-    workers: int,
     note: Note | None = None,
     progress: Callable[[str], Report] | None = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Judge one model by labels that are known to match (`match_labels`); arguments as for `evaluate`."""
-    if not protocols:
-        return []
-    _, backbone, size, mean, std, channels, value_range = model
-    how: dict[str, Any] = {
-        "size": size,
-        "mean": mean,
-        "std": std,
-        "channels": channels,
-        "value_range": value_range,
+    """Judge one model by labels that are known to match (`match_labels`); nothing is kept.
+
+    Args:
+        model: whose features.
+        protocols: what reads them.
+        sources: training and test images.
+        truth: their labels.
+        note: told of skipped images.
+        progress: as for `assess`.
+        settings: fields of `Settings`.
+    """
+    answers = answer(model, protocols, sources, truth, Settings(**settings), note=note, progress=progress)
+    return [each.row for each in answers]
+
+
+def _facts(models, sources, data, twice: int, how: Settings) -> dict[str, Any]:
+    """What it takes to repeat an evaluation."""
+    versions = {"unmask": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"numpy": np.__version__, "scikit-learn": sklearn.__version__}
+    sets = {
+        part: {"data": source.name, "images": len(source), "hash": digest, "classes": source.classes}
+        for part, source, digest in zip(("train", "test"), sources, data, strict=True)
     }
-    how |= {"batch": batch, "workers": workers}
-    sets = []
-    for part, source, labels in zip(("train", "test"), sources, truth, strict=True):
-        how["progress"] = progress(f"{model.name}: {part}") if progress else None
-        if backbone is None:
-            taken = pixels(source, **how)
-        else:
-            taken = extract(backbone, source, **how, pools=pools, device=device, precision=precision)
-        if taken.skipped and note:
-            note(f"{part}: {len(taken.skipped)} of {len(source)} images skipped, first: {taken.skipped[0]}")
-        sets.append((taken.values, labels[taken.rows]))
-    (train_values, train_labels), (test_values, test_labels) = sets
-    rows = []
-    for name in train_values:
-        known, asked = _labelled(train_values[name], train_labels), _labelled(test_values[name], test_labels)
-        for protocol in protocols:
-            for k, predicted in predict(protocol, known, asked[0], ks, seed, device).items():
-                (low, high), right = bootstrap(predicted == asked[1], seed=seed), top1(predicted, asked[1])
-                fair, counts = balanced(predicted, asked[1]), (len(known[1]), len(asked[1]))
-                row = (model.name, protocol, name, "last", k, right, fair, low, high, *counts)
-                rows.append(dict(zip(COLUMNS, row, strict=True)))
-    return rows
-
-
-def predict(
-    protocol: Protocol,
-    train: Labelled,
-    features: np.ndarray,
-    ks: Sequence[int],
-    seed: int,
-    device: torch.device | str,
-) -> dict[int | None, np.ndarray]:
-    """Classes of the test features by one protocol: for each k, or under None for the linear probe."""
-    if protocol == "linear":
-        return {None: LinearProbe(seed=seed).fit(*train).predict(features).numpy()}
-    values = torch.from_numpy(train[0]).to(device)
-    votes = KNN(k=max(ks)).fit(values, train[1]).votes_for(features, ks)
-    return {k: total.argmax(1).cpu().numpy() for k, total in votes.items()}
-
-
-def _labelled(values: np.ndarray, labels: np.ndarray) -> Labelled:
-    return (values, labels) if (labels >= 0).all() else (values[labels >= 0], labels[labels >= 0])
-
-
-def _fitting(ks: Sequence[int] | None, images: int, note: Note) -> tuple[int, ...]:
-    """The numbers of neighbors to report; what was asked for explicitly is never dropped."""
-    wrong = [k for k in ks or () if not 1 <= k <= images]
-    if wrong:
-        raise ValueError(f"--k {wrong[0]} with {images} training images; choose k between 1 and {images}")
-    fitting = tuple(k for k in ks or KS if k <= images)
-    if len(fitting) < len(ks or KS):
-        dropped = ", ".join(str(k) for k in KS if k > images)
-        note(f"k-NN: k = {dropped} left out, there are {images} training images only")
-    return fitting or (images,)
+    described = [
+        {
+            **{key: value for key, value in model._asdict().items() if key != "backbone"},
+            "weights": weights_hash(model.backbone) if model.backbone is not None else None,
+            "vit": to_json(model.backbone.config) if model.backbone is not None else None,
+        }
+        for model in models
+    ]
+    machine = {"device": str(how.device), "precision": how.precision, "threads": torch.get_num_threads()}
+    return {"versions": versions, "machine": machine, "data": sets, "overlap": twice, "models": described}
 
 
 def _once(note: Note) -> Note:

@@ -44,6 +44,8 @@ from .codec_health import frequencies
 class BEiTConfig(MethodConfig):
     """Defaults: ViT-B/16 at 224 px with DALL-E's tokenizer at 112 px, the released code."""
 
+    pools, layers, probe = ("mean",), "best", "beit"
+
     # --- what changes results ---
     vit: ViTConfig = ViTConfig(
         pos_embed="none",

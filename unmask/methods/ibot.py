@@ -56,7 +56,7 @@ HEALTH_SAMPLES = 512
 class IBOTConfig(MethodConfig):
     """Defaults: ViT-S/16 at 224 px as the README of bytedance/ibot trains it. DINO: `masks=()`."""
 
-    # --- what changes results ---
+    pools, probe = ("cls",), "ibot"
     vit: ViTConfig = ViTConfig(width=384, heads=6, pos_resize="factor", drop_path=0.1)
     """the backbone; drop path and the mask token are the student's alone"""
     views: tuple[View, ...] = (GLOBAL_1, GLOBAL_2, LOCAL)

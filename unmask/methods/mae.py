@@ -36,6 +36,8 @@ from .base import Batch, Method, Output, Progress
 class MAEConfig(MethodConfig):
     """Defaults: ViT-B/16 at 224 px, the paper's Table 8 and the released code."""
 
+    probe = "mae"
+
     # --- what changes results ---
     vit: ViTConfig = ViTConfig(pos_embed="sincos", init="mae")
     """the encoder, the backbone that stays"""

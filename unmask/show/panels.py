@@ -18,6 +18,7 @@ TOGETHER = {
     "prototypes in use": ("usage", "patch_usage"),
     "views agree": ("agreement", "patch_agreement"),
     "length of the center": ("center_norm", "patch_center_norm"),
+    "RankMe": ("labelfree/rankme/cls", "labelfree/rankme/mean"),
     "parts of the loss": ("loss_cls", "loss_patch", "loss_koleo"),
 }
 """numbers that are read side by side: `health/` on held-out images, `patch_` of patches, bare ones on the batch"""
@@ -59,8 +60,8 @@ def panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
 
 def legend(name: str) -> str:
     """What a number is called beside others of its panel."""
-    if name.startswith("eval/"):
-        return name.removeprefix("eval/").replace("/", ", ").replace("knn", "k-NN")
+    if name.startswith(("eval/", "labelfree/")):
+        return name.partition("/")[2].replace("/", ", ").replace("knn", "k-NN")
     bare = name.removeprefix("health/")
     if bare in ("mlm_acc", "constant_acc") or bare.startswith("loss_"):
         return WORDS[bare]

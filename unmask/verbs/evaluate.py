@@ -14,7 +14,7 @@ from ..arguments import parse
 from ..config import UsageError, to_json
 from .common import Common, Result, progress_line, words
 
-PROTOCOLS = ("knn", "linear", "finetune")
+PROTOCOLS = ("knn", "linear", "attentive", "finetune")
 """of `unmask evaluate`"""
 
 ABOUT = "MODEL... PROTOCOL... --train DATA --test DATA: what the features are worth"
@@ -27,8 +27,9 @@ def run(arguments: list[str]) -> Result:
     from .. import parallel
     from ..checkpoint import write_atomically
     from ..console import Console
-    from ..evaluate import table
-    from ..models import evaluate as judge
+    from ..evaluate import difference_table, table
+    from ..evaluate.shots import Shots
+    from ..models import assess
 
     @dataclass(frozen=True)
     class Arguments(Common):
@@ -38,12 +39,20 @@ def run(arguments: list[str]) -> Result:
         """labelled images that the classifiers learn from"""
         test: str = ""
         """labelled images that they are judged by"""
-        pool: str = "cls,mean"
-        """features: cls (the class token), mean (of the patches), or both"""
-        layers: Literal["last"] = "last"
-        """which blocks: the last, after the final norm"""
+        pool: str = ""
+        """features: cls (the class token), mean (of the patches), cls+mean, or several (default: the method's own)"""
+        layers: Literal["last", "best", "all", "own"] = "own"
+        """last: after the final norm; best: of all blocks, chosen on held-out training images; own: the method's"""
         k: str = ""
         """neighbors of k-NN (default: 10,20,100,200)"""
+        shots: str = ""
+        """learn from few labels: 1%, 10% or a number a class; several with commas between"""
+        seeds: int = 5
+        """draws of these labels; the mean and the deviation over them are reported"""
+        probe: Literal["common", "mae", "beit", "ibot", "own"] = "common"
+        """linear: common (one form for all methods, to compare by), a paper's form, or own (each method's)"""
+        augment: int = 0
+        """random crops of an image, for a paper's form (the paper: one an epoch, 90 or more); 0: the center"""
         labels: Literal["auto", "folder", "none"] = "auto"
         """where labels come from"""
         heads: int | None = None
@@ -54,12 +63,20 @@ def run(arguments: list[str]) -> Result:
         """auto, cpu, cuda or cuda:1"""
         workers: int = -1
         """decoding processes (default: up to four)"""
+        masks_train: str = ""
+        """folder of masks (PNG of class numbers) of the --train images: knn and linear judge segmentation"""
+        masks_test: str = ""
+        """folder of masks of the --test images"""
+        no_cache: bool = False
+        """keep no features in the cache folder"""
         epochs: float | None = None
         """of fine-tuning (default: the published setting of the method and size, or a short one of ours)"""
         lr: float | None = None
         """peak learning rate of fine-tuning (default: as epochs)"""
         save: Path | None = None
         """keep the classifier (of linear or finetune) for `unmask predict`; fine-tuning goes on from there"""
+        figures: Path | None = None
+        """folder for a confusion matrix of each model and protocol"""
         out: Path | None = None
         """write the results as JSON, with everything needed to repeat them"""
 
@@ -67,7 +84,21 @@ def run(arguments: list[str]) -> Result:
     models, asked = _divide(given.what)
     if not given.train or not given.test:
         raise UsageError("evaluate needs --train DATA and --test DATA, both labelled")
-    pools = words(given.pool, ("cls", "mean"), "--pool")
+    pools = words(given.pool, ("cls", "mean", "cls+mean"), "--pool") if given.pool else None
+    shots = tuple(given.shots.split(",")) if given.shots else ()
+    for text in shots:
+        Shots.parse(text)
+    if given.seeds < 1 or given.augment < 0:
+        raise UsageError(
+            f"--seeds {given.seeds} --augment {given.augment}: give at least one seed and no less than 0 crops"
+        )
+    if bool(given.masks_train) != bool(given.masks_test):
+        raise UsageError("segmentation needs --masks-train FOLDER and --masks-test FOLDER, both")
+    masks = (given.masks_train, given.masks_test) if given.masks_train else None
+    if masks and given.figures:
+        raise UsageError("--figures draws classes of images, not of pixels; leave it out with --masks-train")
+    if given.augment and given.probe == "common":
+        raise UsageError("--augment is for a paper's linear probe; give --probe mae, beit, ibot or own")
     try:
         ks = tuple(int(k) for k in given.k.split(",")) if given.k else None
     except ValueError:
@@ -82,16 +113,25 @@ def run(arguments: list[str]) -> Result:
     world = parallel.start(given.device)
     console = Console(world.first)
     with progress_line(console) as progress:
-        rows = judge(
+        found = assess(
             models, asked, given.train, given.test, labels=given.labels, pools=pools, ks=ks, seed=given.seed,
-            device=world.device, heads=given.heads, workers=given.workers, note=console.say, progress=progress,
-            epochs=given.epochs, lr=given.lr, save=given.save,
+            layers=None if given.layers == "own" else given.layers, shots=shots, seeds=given.seeds, probe=given.probe,
+            augment=given.augment, cache=not given.no_cache,
+            masks=masks, device=world.device, heads=given.heads, workers=given.workers,
+            epochs=given.epochs, lr=given.lr, save=given.save, note=console.say, progress=progress,
         )  # fmt: skip
-    console.rich.print(table(rows))
+    console.rich.print(table(found.rows))
+    if found.differences:
+        console.rich.print(difference_table(found.differences))
+    result: Result = {"seed": given.seed, "results": found.rows, "differences": found.differences}
+    if given.figures is not None:
+        from ..show import confusion
+
+        result["figures"] = [str(path) for path in confusion.draw_all(found, given.figures)]
     if given.out is not None:
-        content = {"version": __version__, "settings": to_json(dataclasses.asdict(given)), "results": rows}
+        content = {"version": __version__, "settings": to_json(dataclasses.asdict(given)), **result, **found.facts}
         write_atomically(given.out, json.dumps(content, indent=1) + "\n")
-    return {"seed": given.seed, "results": rows}
+    return result
 
 
 def _divide(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[Any, ...]]:

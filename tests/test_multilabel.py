@@ -1,0 +1,77 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli_toys import unmask
+from test_evaluate import Stripes, models
+from test_sources import image_cells
+
+from unmask.data.record import Subset, label_rows
+from unmask.data.sources import open_source
+from unmask.evaluate import assess
+from unmask.evaluate.multilabel import knn_scores, linear_scores, mean_precision
+
+
+def test_a_parquet_column_of_lists_is_a_row_of_labels(tmp_path):
+    label = pa.array([[0, 2], [], None, [1]], pa.list_(pa.int64()))
+    table = pa.table({"image": image_cells([1, 2, 3, 4]), "label": label})
+    info = {"info": {"features": {"label": {"feature": {"names": ["a", "b", "c", "d"]}, "_type": "Sequence"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert source.labels is None and source.classes == ["a", "b", "c", "d"]
+    expected = [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert label_rows(source).astype(int).tolist() == expected
+    assert label_rows(Subset(source, np.array([3, 0]))).astype(int).tolist() == [expected[3], expected[0]]
+
+
+def test_scores_by_hand():
+    known = np.array([[1, 0], [0, 1], [1, 0.1]], np.float32)
+    labels = np.array([[1, 0], [0, 1], [1, 1]], bool)
+    scores = knn_scores(known, labels, np.array([[1, 0.05]], np.float32), 2)
+    np.testing.assert_allclose(scores, [[1.0, 0.5]], atol=0.01)
+    truth = np.array([[1, 0], [0, 1], [1, 0]], bool)
+    assert mean_precision(np.array([[3.0, 1], [2, 2], [1, 3]]), truth) == pytest.approx(((1 + 2 / 3) / 2 + 0.5) / 2)
+
+
+def test_constant_classes_do_no_harm():
+    rng = np.random.default_rng(0)
+    labels = rng.random((80, 2)) < 0.5
+    x = (rng.normal(size=(80, 4)) + 3 * np.pad(labels, ((0, 0), (0, 2)))).astype(np.float32)
+    wide = np.concatenate([labels, np.ones((80, 1), bool), np.zeros((80, 1), bool)], axis=1)
+    scores = linear_scores(x, wide, x, 0)
+    assert scores.shape == (80, 4) and (scores[:, 2] == 1).all() and (scores[:, 3] == 0).all()
+    assert mean_precision(scores[:, :2], labels) > 0.95
+
+
+def test_rows_of_labels_are_judged_by_mean_average_precision():
+    parts = []
+    for count, seed in ((90, 0), (45, 1)):
+        part = Stripes(count, seed, None)
+        part.label_rows = np.stack([part.labels == 0, part.labels == 1, part.labels != 2], axis=1)
+        part.labels = None
+        parts.append(part)
+    rows = assess(models(), ["knn", "linear"], *parts, ks=(5,)).rows
+    assert len(rows) == 6
+    for row in rows:
+        assert 0 <= row["map_low"] <= row["map"] <= row["map_high"] <= 1
+        assert row["balanced"] is None and 0 <= row["top1"] <= 1
+    assert max(row["map"] for row in rows) > 0.95
+    parts[1].label_rows = None
+    with pytest.raises(ValueError, match="the test images have no lists of labels"):
+        assess(models(), ["knn"], *parts)
+    with pytest.raises(ValueError, match="knn and linear of the last layer"):
+        assess(models(), ["attentive"], parts[0], parts[0])
+
+
+def test_the_command_prints_mean_average_precision(tmp_path):
+    labels = pa.array([[0, 1], [1], [0], [0, 1], [1], [0]] * 4, pa.list_(pa.int64()))
+    pq.write_table(pa.table({"image": image_cells(list(range(24))), "label": labels}), tmp_path / "a.parquet")
+    said = unmask(
+        "evaluate", "pixels", "knn", "--train", tmp_path / "a.parquet", "--test", tmp_path / "a.parquet", "--k", "1"
+    )
+    assert said.code == 0, said.err
+    (row,) = said.json["results"]
+    assert 0 < row["map_low"] <= row["map"] <= row["map_high"] <= 1 and row["balanced"] is None
+    assert "mean average precision in percent" in " ".join(said.err.split())
