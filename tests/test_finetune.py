@@ -165,10 +165,10 @@ def test_unlabelled_training_images_are_left_out_and_a_saved_run_goes_on(tmp_pat
     model = EvalModel("run", plain_vit(), (16, 16), MEAN, STD)
     options = {"classes": 5, "epochs": 1, "workers": 0, "folder": tmp_path / "run"}
     first = finetune(model, (train, test), (labels, test.labels), **options)
-    assert first.row["n_train"] == 18
+    assert first.answer.row["n_train"] == 18
     assert first.vit.config.classes == 5
     again = finetune(model, (train, test), (labels, test.labels), **options)
-    assert again.row == first.row
+    assert again.answer.row == first.answer.row
     with pytest.raises(ValueError, match="another configuration"):
         finetune(model, (train, test), (labels, test.labels), **options | {"lr": 1e-4})
 
