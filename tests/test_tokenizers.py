@@ -135,7 +135,7 @@ def test_beits_discrete_vae_is_read(tmp_path):
 def test_a_dictionary_that_is_no_discrete_vae_is_refused(tmp_path):
     for weights in ({}, {"codebook.weight": torch.zeros(4, 2)}):
         torch.save({"weights": weights}, tmp_path / "pytorch_model.bin")
-        with pytest.raises(ValueError, match="no tokenizer that tells|no weights of BEiT.s DiscreteVAE"):
+        with pytest.raises(ValueError, match=r"no tokenizer that tells|no weights of BEiT.s DiscreteVAE"):
             load(tmp_path)
 
 
