@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from cli_toys import pictures, unmask
+from cli_toys import SHORT, pictures, unmask
 from export_toys import BEIT, mae, weights
 from safetensors.torch import load_file
 from toys import run as train
@@ -17,7 +17,7 @@ from unmask.export.card import card
 from unmask.export.fit import with_key_bias, without_key_bias
 from unmask.export.subject import Subject, Written, open_subject
 from unmask.methods.codec import CodecConfig, build_codec
-from unmask.models import load
+from unmask.models import load, read_weights
 from unmask.run import Run
 from unmask.tokenizers import load as load_tokenizer
 from unmask.vit import ViT
@@ -64,6 +64,27 @@ def test_an_exported_folder_is_a_model_again(form, run, tmp_path):
     package.export(str(run.path), form, tmp_path / "out")
     back, truth = load(str(tmp_path / "out"), heads=2).state_dict(), run.backbone().state_dict()
     assert back.keys() == truth.keys() and all(torch.equal(back[name], truth[name]) for name in truth)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    place = tmp_path_factory.mktemp("supervised")
+    photos = pictures(place / "photos", 24, classes="abc")
+    assert unmask("pretrain", "supervised-nano", photos, "--out", place / "run", *SHORT).code == 0
+    return place / "run"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "timm", "hf"])
+def test_the_names_of_a_runs_classes_go_into_every_folder(form, classifier, tmp_path):
+    out = tmp_path / "out"
+    assert unmask("export", classifier, "--format", form, "--out", out).code == 0
+    assert "## Classes\n\n0 a, 1 b, 2 c" in (out / "README.md").read_text()
+    if form == "hf":
+        assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    elif form == "timm":
+        assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["label_names"] == ["a", "b", "c"]
+    else:
+        assert read_weights(str(out)).classes == ("a", "b", "c")
 
 
 def test_the_command_line_names_the_folder_and_every_file(run, tmp_path):
