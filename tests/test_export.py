@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import ibot_toys
 import pytest
 import torch
 from cli_toys import SHORT, pictures, unmask
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from toys import run as train
 
 import unmask as package
+from unmask.borrow import start_from
 from unmask.evaluate.features import evaluating
 from unmask.export import safetensors
 from unmask.export.card import card
@@ -37,6 +39,17 @@ def test_ours_holds_the_bits_of_the_run_with_its_decoder(run, tmp_path):
     assert renamed.keys() == method.keys()
     assert all(torch.equal(renamed[name], method[name]) for name in method)
     assert [file.name for file in made.files] == ["README.md", "model.safetensors"]
+
+
+def test_self_distillation_goes_on_from_its_export_with_student_heads_and_centers(tmp_path):
+    run = train(tmp_path / "run", steps=2, method=ibot_toys.SMALL)
+    package.export(str(run.path), "safetensors", tmp_path / "out")
+    truth, other = run.method().state_dict(), ibot_toys.made(seed=1)
+    _, notes = start_from(str(tmp_path / "out"), other)
+    back = other.state_dict()
+    assert all(torch.equal(back[name], truth[name]) for name in truth)
+    assert any(name.startswith("student.head.") for name in truth) and truth["center"].any()
+    assert not any("freshly made" in note or "begin at 0" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -125,26 +138,39 @@ def test_a_folder_in_the_way_is_refused_unless_it_is_empty_or_to_be_replaced(run
     out, words = tmp_path / "out", ("export", run.path, "--format", "timm", "--out", tmp_path / "out")
     out.mkdir()
     assert unmask(*words).code == 0
-    (out / "mine.txt").write_text("kept")
     said = unmask(*words)
     assert (
         said.code == 1 and "exists and is not empty; choose another folder, or replace it with --overwrite" in said.line
     )
-    assert (out / "mine.txt").exists()
+    (out / "config.json").write_text("{}")
     assert unmask(*words, "--overwrite").code == 0
+    assert (out / "config.json").read_text() != "{}"
     assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_run_is_never_overwritten_by_its_export(run):
     said = unmask("export", run.path, "--format", "timm", "--out", run.path, "--overwrite")
-    assert said.code == 1 and "is a run or a repository" in said.line
+    assert said.code == 1 and "which --overwrite would delete: it replaces earlier exports only" in said.line
     assert Run(run.path).latest() == 2
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "backbone/thesis.tex", "model.safetensors"])
+def test_a_folder_that_no_export_made_is_not_overwritten(name, tmp_path):
+    """Nor one whose only file has the name of ours: without our card it is somebody else's model."""
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    if name != "model.safetensors":
+        (tmp_path / "out" / "README.md").write_text('tags: ["unmask", "vision-transformer"]')
+    said = unmask("export", "untrained:mae-nano", "--format", "timm", "--out", tmp_path / "out", "--overwrite")
+    assert said.code == 1 and f"has {name}, which --overwrite would delete" in said.line
+    assert file.read_text() == "mine"
 
 
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+    (tmp_path / "out" / "README.md").write_text('tags: ["unmask", "vision-transformer"]')
 
     def die(*_):
         raise OSError(28, "No space left on device")
@@ -153,7 +179,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         package.export("untrained:mae-nano", "timm", tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "old").read_text() == "old"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
 
 
 def test_a_tokenizer_run_has_the_names_of_dall_e(tmp_path):
