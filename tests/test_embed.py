@@ -128,6 +128,32 @@ def test_a_file_of_other_settings_is_refused_and_replaced_when_asked(run, photos
     assert "patches" in read(package.embed(run, str(photos), out, patches=True, overwrite=True).file)
 
 
+def test_other_heads_are_another_network_although_the_tensors_are_the_same(run, photos, tmp_path):
+    state = {"model": load(run).state_dict()}
+    torch.save(state, tmp_path / "a.pth")
+    words = (str(tmp_path / "a.pth"), str(photos), tmp_path / "f.npz")
+    two = read(package.embed(*words, heads=2).file)
+    with pytest.raises(ValueError, match="differs in architecture; choose another --out, or --overwrite"):
+        package.embed(*words, heads=4)
+    four = read(package.embed(*words, heads=4, overwrite=True).file)
+    assert abs(two["cls"] - four["cls"]).max() > 1e-4
+
+
+def test_images_that_were_replaced_or_renamed_are_other_data(run, tmp_path):
+    folder = pictures(tmp_path / "photos", 4)
+    package.embed(run, str(folder), tmp_path / "f.npz")
+    first, second = folder / "000.png", folder / "001.png"
+    bytes_of_first = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match="differs in content; choose another --out, or --overwrite"):
+        package.embed(run, str(folder), tmp_path / "f.npz")
+    first.write_bytes(bytes_of_first)
+    assert package.embed(run, str(folder), tmp_path / "f.npz").n == 4  # there already
+    first.rename(folder / "0000.png")
+    with pytest.raises(ValueError, match="differs in content"):
+        package.embed(run, str(folder), tmp_path / "f.npz")
+
+
 def test_a_foreign_file_is_not_replaced(run, photos, tmp_path):
     np.savez(tmp_path / "f.npz", a=np.zeros(2))
     with pytest.raises(ValueError, match="unmask embed did not write it"):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from cli_toys import pictures
 from PIL import Image
 from sklearn.base import clone
@@ -135,6 +136,15 @@ def test_it_works_in_a_pipeline(model, paths):
     labels = [path.parent.name for path in paths]
     fitted = make_pipeline(Embedder(model), LogisticRegression(C=1e3, max_iter=1000)).fit(paths, labels)
     assert fitted.score(paths, labels) == 1.0  # a class has its brightness
+
+
+def test_heads_that_the_weights_do_not_tell_are_given_and_guesses_are_said(model, paths, tmp_path, capsys):
+    torch.save({"model": load(model).state_dict()}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="give --heads N"):
+        Embedder(str(tmp_path / "a.pth")).fit(paths)
+    fitted = Embedder(str(tmp_path / "a.pth"), heads=2).fit(paths)
+    assert "width 32, depth 2, 2 heads" in capsys.readouterr().err
+    np.testing.assert_allclose(fitted.transform(paths), Embedder(model).fit_transform(paths), atol=1e-6)
 
 
 def test_transform_before_fit_is_refused(model, paths):

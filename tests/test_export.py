@@ -3,21 +3,23 @@
 import dataclasses
 import json
 
+import ibot_toys
 import pytest
 import torch
-from cli_toys import pictures, unmask
+from cli_toys import SHORT, pictures, unmask
 from export_toys import BEIT, mae, weights
 from safetensors.torch import load_file
 from toys import run as train
 
 import unmask as package
+from unmask.borrow import start_from
 from unmask.evaluate.features import evaluating
 from unmask.export import safetensors
 from unmask.export.card import card
 from unmask.export.fit import with_key_bias, without_key_bias
 from unmask.export.subject import Subject, Written, open_subject
 from unmask.methods.codec import CodecConfig, build_codec
-from unmask.models import load
+from unmask.models import load, read_weights
 from unmask.run import Run
 from unmask.tokenizers import load as load_tokenizer
 from unmask.vit import ViT
@@ -37,6 +39,17 @@ def test_ours_holds_the_bits_of_the_run_with_its_decoder(run, tmp_path):
     assert renamed.keys() == method.keys()
     assert all(torch.equal(renamed[name], method[name]) for name in method)
     assert [file.name for file in made.files] == ["README.md", "model.safetensors"]
+
+
+def test_self_distillation_goes_on_from_its_export_with_student_heads_and_centers(tmp_path):
+    run = train(tmp_path / "run", steps=2, method=ibot_toys.SMALL)
+    package.export(str(run.path), "safetensors", tmp_path / "out")
+    truth, other = run.method().state_dict(), ibot_toys.made(seed=1)
+    _, notes = start_from(str(tmp_path / "out"), other)
+    back = other.state_dict()
+    assert all(torch.equal(back[name], truth[name]) for name in truth)
+    assert any(name.startswith("student.head.") for name in truth) and truth["center"].any()
+    assert not any("freshly made" in note or "begin at 0" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +77,27 @@ def test_an_exported_folder_is_a_model_again(form, run, tmp_path):
     package.export(str(run.path), form, tmp_path / "out")
     back, truth = load(str(tmp_path / "out"), heads=2).state_dict(), run.backbone().state_dict()
     assert back.keys() == truth.keys() and all(torch.equal(back[name], truth[name]) for name in truth)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    place = tmp_path_factory.mktemp("supervised")
+    photos = pictures(place / "photos", 24, classes="abc")
+    assert unmask("pretrain", "supervised-nano", photos, "--out", place / "run", *SHORT).code == 0
+    return place / "run"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "timm", "hf"])
+def test_the_names_of_a_runs_classes_go_into_every_folder(form, classifier, tmp_path):
+    out = tmp_path / "out"
+    assert unmask("export", classifier, "--format", form, "--out", out).code == 0
+    assert "## Classes\n\n0 a, 1 b, 2 c" in (out / "README.md").read_text()
+    if form == "hf":
+        assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    elif form == "timm":
+        assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["label_names"] == ["a", "b", "c"]
+    else:
+        assert read_weights(str(out)).classes == ("a", "b", "c")
 
 
 def test_the_command_line_names_the_folder_and_every_file(run, tmp_path):
@@ -104,26 +138,39 @@ def test_a_folder_in_the_way_is_refused_unless_it_is_empty_or_to_be_replaced(run
     out, words = tmp_path / "out", ("export", run.path, "--format", "timm", "--out", tmp_path / "out")
     out.mkdir()
     assert unmask(*words).code == 0
-    (out / "mine.txt").write_text("kept")
     said = unmask(*words)
     assert (
         said.code == 1 and "exists and is not empty; choose another folder, or replace it with --overwrite" in said.line
     )
-    assert (out / "mine.txt").exists()
+    (out / "config.json").write_text("{}")
     assert unmask(*words, "--overwrite").code == 0
+    assert (out / "config.json").read_text() != "{}"
     assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_run_is_never_overwritten_by_its_export(run):
     said = unmask("export", run.path, "--format", "timm", "--out", run.path, "--overwrite")
-    assert said.code == 1 and "is a run or a repository" in said.line
+    assert said.code == 1 and "which --overwrite would delete: it replaces earlier exports only" in said.line
     assert Run(run.path).latest() == 2
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "backbone/thesis.tex", "model.safetensors"])
+def test_a_folder_that_no_export_made_is_not_overwritten(name, tmp_path):
+    """Nor one whose only file has the name of ours: without our card it is somebody else's model."""
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    if name != "model.safetensors":
+        (tmp_path / "out" / "README.md").write_text('tags: ["unmask", "vision-transformer"]')
+    said = unmask("export", "untrained:mae-nano", "--format", "timm", "--out", tmp_path / "out", "--overwrite")
+    assert said.code == 1 and f"has {name}, which --overwrite would delete" in said.line
+    assert file.read_text() == "mine"
 
 
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+    (tmp_path / "out" / "README.md").write_text('tags: ["unmask", "vision-transformer"]')
 
     def die(*_):
         raise OSError(28, "No space left on device")
@@ -132,7 +179,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         package.export("untrained:mae-nano", "timm", tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "old").read_text() == "old"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
 
 
 def test_a_tokenizer_run_has_the_names_of_dall_e(tmp_path):

@@ -175,6 +175,8 @@ def test_their_processor_makes_our_inputs(found, place, side):
         ({"registers": 2}, "have no registers, this network has 2; use --format timm"),
         ({**BEIT, "rel_pos": "shared", "image_size": (32, 48)}, "squares only, this network has a 4x6 grid"),
         ({**BEIT, "rel_pos": "per-block", "patch": (8, 4), "image_size": (32, 16)}, "8x4-px patches"),
+        ({"classes": 3, "pool": "mean", "head_norm": "before"}, "its head has the final norm before the mean"),
+        ({"classes": 3, "head_norm": "none"}, "its head has no final norm"),
     ],
 )
 def test_what_transformers_cannot_say_is_refused(config, reason, tmp_path):
@@ -191,6 +193,17 @@ def test_a_crop_that_no_processor_makes_is_said(config, reason, tmp_path):
     written = hf.write(weights(**config), tmp_path)
     assert any(reason in note for note in written.notes)
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("config", [{"classes": 3, "channels": 2}, {**BEIT, "rel_pos": "shared"}])
+def test_the_configuration_says_how_images_are_prepared_with_or_without_a_processor(config, tmp_path):
+    from dataclasses import replace
+
+    loaded = replace(weights(**config), range=(0.0, 4095.0))
+    hf.write(loaded, tmp_path)
+    said, channels = json.loads((tmp_path / "config.json").read_text())["unmask"], loaded.vit.channels
+    names = list(loaded.classes)
+    assert said == {"mean": [0.5] * channels, "std": [0.25] * channels, "range": [0.0, 4095.0], "classes": names}
 
 
 def test_a_decoder_that_vit_mae_cannot_have_is_left_out_and_said(tmp_path):

@@ -67,6 +67,7 @@ def test_timm_prepares_images_as_we_do(worst):
     [
         ({"norm_eps": 1e-5}, "LayerNorm epsilon 1e-05: timm's configuration knows 1e-06 only; use --format hf"),
         ({**BEIT, "rel_pos": "shared", "gelu": "tanh"}, "timm's Beit has no tanh GELU; use --format onnx or torch"),
+        ({"classes": 3, "pool": "mean", "head_norm": "before"}, "its head has the final norm before the mean"),
     ],
 )
 def test_what_timm_cannot_say_is_refused(config, reason, tmp_path):

@@ -136,6 +136,23 @@ def test_evaluate_saves_a_probe_that_predict_and_evaluate_use(run, photos, tmp_p
     assert unmask("evaluate", kept, "knn", *words, "--k", "3").code == 0
 
 
+@pytest.mark.parametrize("form", ["safetensors", "timm", "hf"])
+def test_an_exported_classifier_answers_as_its_run_does(form, run, photos, tmp_path):
+    assert unmask("export", run, "--format", form, "--out", tmp_path / "out").code == 0
+    source, heads = open_source(str(photos), "none"), None if form != "timm" else 3
+    truth = predict(str(run), source, workers=0, top=3)
+    said = predict(str(tmp_path / "out"), source, workers=0, top=3, heads=heads)
+    np.testing.assert_allclose(said.probabilities, truth.probabilities, atol=1e-5)
+    if form == "safetensors":
+        assert said.classes == truth.classes
+
+
+def test_weights_without_a_head_are_said_to_have_none(photos, tmp_path):
+    assert unmask("export", "untrained:mae-nano", "--format", "safetensors", "--out", tmp_path / "out").code == 0
+    said = unmask("predict", tmp_path / "out", photos, "--out", tmp_path / "p.csv")
+    assert said.code == 1 and "is an untrained ViT, without a head that tells classes; make one: unmask" in said.line
+
+
 def test_a_model_without_a_classifier_is_told_how_to_get_one(tmp_path, photos):
     for spec in ("pixels", "untrained:mae-nano"):
         said = unmask("predict", spec, photos, "--out", tmp_path / "p.csv")

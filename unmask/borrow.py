@@ -1,5 +1,6 @@
 """A run that begins with weights from elsewhere: sized by them, filled with them, and told what lacked."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from . import checkpoint
 from .config import DataConfig, MethodConfig, OptimConfig, RunConfig
 from .methods.base import Method
 from .methods.beit import BEiT, BEiTConfig
+from .methods.classify import Classify
 from .methods.ibot import IBOT, IBOTConfig
 from .methods.mae import MAE, MAEConfig
 from .models import exists, names_run, parse_run, read_weights, vit_of
 from .positions import pair
-from .run import Run
+from .run import CLASSES, Run
 from .views import View
 from .vit import ViT, ViTConfig
 from .weights.adapt import fit
@@ -63,10 +65,14 @@ def of_run(run: Run, step: int, part: str = "") -> Loaded:
     """The weights of one of our runs, as if from a file."""
     method, data = run.method(step), run.config.data
     vit = vit_of(method, part)
-    beside = {n: v for n, v in method.state_dict().items() if not n.startswith(("encoder.", "vit.", "tokenizer."))}
+    elsewhere = ("encoder.", "vit.", "averaged.", "tokenizer.")
+    beside = {n: v for n, v in method.state_dict().items() if not n.startswith(elsewhere)}
     heads = method.config.decoder_heads if isinstance(method, MAE) else 16
     looks = f"{run.path}, a {type(method).__name__}"
-    return Loaded(looks, vit.config, vit.state_dict(), beside, data.mean, data.std, data.range, heads)
+    file = run.path / CLASSES
+    named = isinstance(method, Classify) and file.is_file()
+    names = tuple(json.loads(file.read_text(encoding="utf-8"))) if named else ()
+    return Loaded(looks, vit.config, vit.state_dict(), beside, data.mean, data.std, data.range, heads, names)
 
 
 def shaped(config: RunConfig, loaded: Loaded) -> RunConfig:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import write_atomically
-from .config import UsageError
+from .config import UsageError, to_json
+from .data.fingerprint import content_hash, fingerprints
 from .data.record import Source, Subset
 from .data.sources import open_source
 from .evaluate.crops import Chunk, crops
@@ -68,7 +69,8 @@ def embed(
     """Write the features of every readable image: `key` str, `label` int64, `cls` and `mean` float32 [D].
 
     The crop is that of evaluation; `cls` is the class token and `mean` the mean of the patches, both after
-    the final norm. The same call again continues what was interrupted, and does nothing when all is done.
+    the final norm. The same call again continues what was interrupted, and computes nothing when all is done;
+    every image's bytes are read once more to know that they are the same.
 
     Args:
         model: MODEL; `untrained:RECIPE` is sized by the data.
@@ -143,13 +145,16 @@ def read_bad(out: Path) -> list[str]:
 
 
 def describe(model: EvalModel, source: Source, *, patches: bool, precision: str) -> dict[str, Any]:
-    """All that the features depend on, as plain JSON."""
+    """All that the features depend on, as plain JSON; reads every record once for its hash."""
     assert model.backbone is not None
+    labels = source.labels
     given = {
         "weights": fingerprint(model.backbone),
+        "architecture": to_json(model.backbone.config),
         "data": source.name,
         "images": len(source),
-        "labels": source.labels is not None,
+        "content": content_hash(fingerprints(source, keys=True)),
+        "labels": None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()[:16],
         "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest()[:16],
         "size": model.size,
         "mean": model.mean,

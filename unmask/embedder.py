@@ -33,15 +33,18 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         batch: images a forward pass.
         workers: decoding processes; -1: up to four, none for small sets.
         device: where to compute.
+        heads: attention heads, where the weights do not tell them; what was taken for granted is said on
+            standard error.
     """
 
-    def __init__(self, model="untrained:mae-nano", *, pool="cls", batch=256, workers=-1, device="cpu"):
+    def __init__(self, model="untrained:mae-nano", *, pool="cls", batch=256, workers=-1, device="cpu", heads=None):
         # without types: scikit-learn wants nothing judged before `fit`
         self.model = model
         self.pool = pool
         self.batch = batch
         self.workers = workers
         self.device = device
+        self.heads = heads
 
     def fit(self, X: Images, y: Any = None) -> "Embedder":
         """Open the model.
@@ -50,7 +53,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             ValueError, FileNotFoundError: there is no such model, pooling or kind of images.
         """
         pools = self._pools()
-        (opened,) = open_models([self.model], as_source(X), device=self.device, note=lambda line: None)
+        (opened,) = open_models([self.model], as_source(X), device=self.device, heads=self.heads)
         if opened.backbone is None:
             raise ValueError(f"{self.model} has no network; give a run, a checkpoint or untrained:RECIPE")
         self.opened_, self.backbone_ = opened, opened.backbone

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from .evaluate import classify
 from .evaluate.classifier import FILE, Classifier, read_classifier
 from .evaluate.features import Report
 from .methods.classify import Classify, ClassifyConfig
-from .models import parse_run
+from .models import Note, exists, names_run, parse_run, read_weights
 from .run import CLASSES
+from .weights.load import describe
 
 TOP = 5
 """classes of a row, at most"""
@@ -36,19 +38,29 @@ class Answers(NamedTuple):
     """unreadable images: key and reason"""
 
 
-def open_classifier(spec: str) -> Classifier:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def open_classifier(spec: str, heads: int | None = None, note: Note = _to_stderr) -> Classifier:
     """Open a MODEL that has a classifier.
 
     Args:
-        spec: a folder of `evaluate --save`, or a run of a recipe with labels, `RUN[@STEP]`.
+        spec: a folder of `evaluate --save`, a run of a recipe with labels, `RUN[@STEP]`, or weights of any
+            dialect with a head: a file, an exported folder, `hf:NAME`, `timm:NAME`. Classes whose names the
+            weights do not tell are called by their numbers.
+        heads: attention heads, where the weights do not tell them.
+        note: is told what weights look like and what was taken for granted.
     Raises:
         ValueError, FileNotFoundError: there is none; names the command that makes one.
     """
     if (Path(spec) / FILE).is_file():
         return read_classifier(Path(spec))
     cure = f"make one: unmask evaluate {spec} linear --train DATA --test DATA --save CLASSIFIER"
-    if spec == "pixels" or spec.startswith(("untrained:", "timm:", "hf:")) or Path(spec).is_file():
+    if spec == "pixels" or spec.startswith("untrained:"):
         raise ValueError(f"{spec} has no classifier; {cure}")
+    if not names_run(spec) and exists(spec):
+        return _of_weights(spec, heads, note, cure)
     run, step, _ = parse_run(spec, "give a folder of `evaluate --save`, or a run of `pretrain supervised`")
     if not isinstance(run.config.method, ClassifyConfig):
         raise ValueError(f"{spec} is a run without labels and has no classifier; {cure}")
@@ -58,12 +70,25 @@ def open_classifier(spec: str) -> Classifier:
     return Classifier(method.backbone(), names, data.mean, data.std, data.range, {"model": spec})
 
 
+def _of_weights(spec: str, heads: int | None, note: Note, cure: str) -> Classifier:
+    """The classifier of weights that are no run."""
+    loaded = read_weights(spec, heads)
+    if not loaded.vit.classes:
+        raise ValueError(f"{spec} is {loaded.looks}, without a head that tells classes; {cure}")
+    for line in describe(loaded):
+        note(line)
+    names = list(loaded.classes) or [str(i) for i in range(loaded.vit.classes)]
+    return Classifier(loaded.build(), names, loaded.mean, loaded.std, loaded.range, {"model": spec})
+
+
 def predict(
     model: str | Classifier,
     images: str | Source,
     out: str | Path | None = None,
     *,
     top: int = TOP,
+    heads: int | None = None,
+    note: Note = _to_stderr,
     device: torch.device | str = "cpu",
     workers: int = -1,
     progress: Report | None = None,
@@ -76,11 +101,12 @@ def predict(
         out: a CSV file to write: key, class, probability, then class_2, probability_2, ... up to `top`;
             what was skipped goes to the same name with `.bad.txt`, a key and a reason a line.
         top: likeliest classes of each image.
+        heads, note: as for `open_classifier`.
         device, workers, progress: as for `evaluate`.
     Raises:
         ValueError, OSError: no classifier, no image that can be read; one line with the cure.
     """
-    classifier = open_classifier(model) if isinstance(model, str) else model
+    classifier = open_classifier(model, heads, note) if isinstance(model, str) else model
     source = open_source(images, "none") if isinstance(images, str) else images
     said = classify(
         classifier.vit.to(device), source, mean=classifier.mean, std=classifier.std,

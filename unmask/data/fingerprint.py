@@ -12,22 +12,28 @@ UNREADABLE = 1
 """stands for an image whose bytes cannot be had; not 0 mod 10, so never held out"""
 
 
-def fingerprints(source: Source) -> UInt64[np.ndarray, "n"]:
+def fingerprints(source: Source, *, keys: bool = False) -> UInt64[np.ndarray, "n"]:
     """Hash the bytes of each record (BLAKE2b, 64 bits); all of them are read once.
 
     The same picture has the same number under any name, in any order and in any copy of the data.
 
+    Args:
+        source: the records.
+        keys: hash their keys, too: then another name is another number.
     Returns:
         one number an image; UNREADABLE where the bytes cannot be had.
     """
 
     def digest(i: int) -> int:
         try:
-            data = source[i].data
+            record = source[i]
         except BadImage:
             return UNREADABLE
-        data = data if isinstance(data, bytes) else data.tobytes()
-        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        data = record.data if isinstance(record.data, bytes) else record.data.tobytes()
+        made = hashlib.blake2b(data, digest_size=8)
+        if keys:
+            made.update(record.key.encode())
+        return int.from_bytes(made.digest(), "little")
 
     def block(start: int) -> list[int]:
         return [digest(i) for i in range(start, min(start + 256, len(source)))]

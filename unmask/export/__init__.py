@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("safetensors", "timm", "hf", "onnx", "torch")
 """of `--format`"""
+_CARD, _OURS = "README.md", 'tags: ["unmask"'
+"""the card of every export, and the line of it that no other has"""
+_FILES = (
+    *(_CARD, "config.json", "preprocessor_config.json", "model.safetensors", "model.pt2"),
+    *("model.onnx", "model.onnx.data", "encoder.safetensors", "decoder.safetensors"),
+    *("discrete_vae.safetensors", "tokenizer.safetensors"),
+)
+"""all that any format writes, here or in `backbone`"""
 
 
 class Folder(NamedTuple):
@@ -46,7 +54,7 @@ def export(
         model: a run (`RUN[@STEP][:student|:teacher]`), a checkpoint, an exported folder, untrained:RECIPE.
         format: safetensors, timm, hf, onnx or torch; a dVAE run: safetensors.
         out: the folder to make; it may exist if it is empty.
-        overwrite: replace what is there.
+        overwrite: replace an earlier export; a folder that holds anything else is refused.
         license: what the card says, e.g. cc-by-nc-4.0.
         opset: of ONNX; None: 18.
         heads: attention heads, where the weights do not tell them.
@@ -102,8 +110,22 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} is a file; give a folder")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out {out} exists and is not empty; choose another folder, or replace it with --overwrite")
-    if any((out / name).exists() for name in ("checkpoints", ".git")):
-        raise ValueError(f"--out {out} is a run or a repository, which --overwrite would delete; choose another folder")
+    if out.is_dir() and (foreign := _foreign(out)):
+        raise ValueError(
+            f"--out {out} has {foreign}, which --overwrite would delete: it replaces earlier exports only; choose "
+            f"another folder"
+        )
+
+
+def _foreign(folder: Path) -> str:
+    """What a folder has that no export wrote; empty: nothing."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    files = {str(Path(where) / name) for where in ("", "backbone") for name in _FILES} | {"backbone"}
+    other = [str(path) for path in paths if str(path) not in files]
+    card = folder / _CARD
+    if other or not paths:
+        return other[0] if other else ""
+    return "" if card.is_file() and _OURS in card.read_text(encoding="utf-8", errors="replace") else str(paths[0])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,21 @@ from ..vit import ViTConfig
 State = dict[str, Tensor]
 
 
+def check_head(config: ViTConfig) -> None:
+    """Refuse a head whose final norm is where timm and transformers have none: that of a linear probe.
+
+    Raises:
+        ValueError: the head is on the mean of normalized patches, or on features without a norm.
+    """
+    before = config.pool == "mean" and config.head_norm == "before"
+    if config.classes and (before or config.head_norm == "none"):
+        has = "the final norm before the mean of the patches" if before else "no final norm"
+        raise ValueError(
+            f"its head has {has}, as linear probes have; timm and transformers normalize what the head reads: use "
+            f"--format safetensors, onnx or torch"
+        )
+
+
 def with_key_bias(state: State, config: ViTConfig) -> State:
     """Give every block one bias of queries, keys and values: zeros where there was none."""
     made = {name: value for name, value in state.items() if not name.endswith((".q_bias", ".v_bias"))}

@@ -10,6 +10,9 @@
 BEiT's two forms need two folders: with the final norm inside BeitModel, which its features want, the
 model of pre-training would normalize twice. `model_type` of an MAE is `vit`, not `vit_mae`: AutoModel
 would give a network that hides three quarters of every image.
+
+Where no processor of theirs makes our inputs, and for 16-bit images, config.json says them under `unmask`,
+a key that transformers keeps and does not read: {mean, std, range, classes}.
 """
 
 import json
@@ -24,10 +27,12 @@ from ..run import Run
 from ..vit import ViTConfig
 from ..weights.hf import to_hf
 from ..weights.loaded import Loaded
-from .fit import one_or_two, with_key_bias, with_positions, without_key_bias, without_mask_token
+from .fit import check_head, one_or_two, with_key_bias, with_positions, without_key_bias, without_mask_token
 from .processor import write_processor
 from .subject import Written
 
+OURS = "unmask"
+"""the key of config.json under which our preparation of images is"""
 BACKBONE = "backbone"
 """the folder of a BEiT run's features"""
 
@@ -43,6 +48,7 @@ def write(weights: Loaded, folder: Path, run: Run | None = None) -> Written:
         ValueError: transformers cannot say something of this network.
     """
     check(weights.vit)
+    check_head(weights.vit)
     problem = write_processor(weights, folder)
     notes = (f"No preprocessor_config.json: {problem}.",) if problem else ()
     if "lm_head.weight" in weights.beside:
@@ -92,7 +98,7 @@ def _save_vit(weights: Loaded, folder: Path, run: Run | None) -> Written:
             loading += _PAINTER
             notes += (_BOTH,)
     save_file(to_hf(state, "vit_mae"), folder / "model.safetensors", metadata={"format": "pt"})
-    _write_config(content, folder)
+    _write_config(content, weights, folder)
     return Written(loading, notes)
 
 
@@ -102,7 +108,7 @@ def _save_beit(weights: Loaded, folder: Path) -> Written:
     save_file(to_hf(state, "beit"), folder / "model.safetensors", metadata={"format": "pt"})
     mean = config.classes > 0 and config.pool == "mean"
     content = _common(config, "beit", "BeitForImageClassification" if config.classes else "BeitModel")
-    _write_config(content | _beit(config, mean_pooling=mean) | _labels(weights), folder)
+    _write_config(content | _beit(config, mean_pooling=mean) | _labels(weights), weights, folder)
     return Written(_CLASSIFIER if config.classes else _AUTO.format("FOLDER", ""))
 
 
@@ -111,7 +117,7 @@ def _save_guesser(weights: Loaded, folder: Path) -> Written:
     state = without_key_bias(weights.state, config) | weights.beside
     save_file(to_hf(state, "beit"), folder / "model.safetensors", metadata={"format": "pt"})
     content = _common(config, "beit", "BeitForMaskedImageModeling") | _beit(config, mean_pooling=True)
-    _write_config(content | {"vocab_size": len(weights.beside["lm_head.weight"])}, folder)
+    _write_config(content | {"vocab_size": len(weights.beside["lm_head.weight"])}, weights, folder)
     features = folder / BACKBONE
     features.mkdir()
     _save_beit(weights, features)
@@ -181,7 +187,8 @@ def _decoder_problem(config: ViTConfig) -> str:
     return ""
 
 
-def _write_config(content: dict[str, Any], folder: Path) -> None:
+def _write_config(content: dict[str, Any], weights: Loaded, folder: Path) -> None:
+    content = content | {OURS: {name: getattr(weights, name) for name in ("mean", "std", "range", "classes")}}
     (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

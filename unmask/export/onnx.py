@@ -18,6 +18,8 @@ from .torch import sizes, trace
 FILE = "model.onnx"
 OPSET = 18
 """the oldest operator set that torch's exporter writes, and what is written when none is asked for"""
+NEWEST = 25
+"""the newest that it writes: the last that onnxscript converts to"""
 
 
 def write(weights: Loaded, folder: Path, opset: int = OPSET) -> Written:
@@ -64,6 +66,8 @@ def check(opset: int) -> None:
         raise ImportError(f"--format onnx needs {', '.join(missing)}: pip install 'unmask[onnx]'")
     if opset < OPSET:
         raise ValueError(f"--opset {opset} is too old: torch's exporter writes {OPSET} or newer; give --opset {OPSET}")
+    if opset > NEWEST:
+        raise ValueError(f"--opset {opset} is too new: torch's exporter writes {NEWEST} at most; give --opset {NEWEST}")
 
 
 @contextlib.contextmanager

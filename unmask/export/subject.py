@@ -61,9 +61,8 @@ def open_subject(model: str, heads: int | None = None) -> Subject:
     if step is None:
         raise ValueError(f"{run.path} has no checkpoint yet; train it first")
     weights = of_run(run, step, part)
-    beside = {name: value for name, value in weights.beside.items() if name.startswith(("decoder.", "lm_head."))}
     looks = f"{type(run.config.method).__name__.removesuffix('Config')} {run.config.recipe}, step {step}"
-    return Subject(model, dataclasses.replace(weights, looks=looks, beside=beside), run, step)
+    return Subject(model, dataclasses.replace(weights, looks=looks), run, step)
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

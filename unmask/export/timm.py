@@ -14,7 +14,7 @@ from ..views import margin
 from ..vit import ViTConfig
 from ..weights.loaded import Loaded
 from ..weights.timm import to_timm
-from .fit import one_or_two, with_key_bias, without_key_bias
+from .fit import check_head, one_or_two, with_key_bias, without_key_bias
 from .subject import Written
 
 _EPS = 1e-6
@@ -34,6 +34,7 @@ def write(weights: Loaded, folder: Path) -> Written:
         )
     if beit and config.gelu != "erf":
         raise ValueError("timm's Beit has no tanh GELU; use --format onnx or torch")
+    check_head(config)
     state = weights.state
     if beit:
         state = without_key_bias(state, config)

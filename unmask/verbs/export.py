@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> Result:
         out: Path | None = None
         """folder to make"""
         overwrite: bool = False
-        """replace the folder that is there"""
+        """replace the export that is there"""
         license: str = "unknown"
         """what the card says, e.g. cc-by-nc-4.0"""
         opset: int | None = None

@@ -21,13 +21,15 @@ def run(arguments: list[str]) -> Result:
     @dataclass(frozen=True)
     class Arguments(Common):
         model: tyro.conf.Positional[str] = ""
-        """a folder of `evaluate --save`, or a run of `pretrain supervised`"""
+        """a folder of `evaluate --save`, a run of `pretrain supervised`, or weights that have a head"""
         images: tyro.conf.Positional[str] = ""
         """a folder, tar or parquet (or a quoted glob), hf:NAME, image files; labels are not needed"""
         out: Path | None = None
         """the table: key, class, probability, and the next likeliest"""
         top: int = 5
         """likeliest classes of each image"""
+        heads: int | None = None
+        """attention heads, where the weights do not tell them"""
         device: str = "auto"
         """auto, cpu, cuda or cuda:1"""
         workers: int = -1
@@ -44,8 +46,8 @@ def run(arguments: list[str]) -> Result:
     console = Console(world.first)
     with progress_line(console) as progress:
         answers = predict(
-            given.model, given.images, given.out, top=given.top, device=world.device, workers=given.workers,
-            progress=progress("predict"),
+            given.model, given.images, given.out, top=given.top, heads=given.heads, note=console.say,
+            device=world.device, workers=given.workers, progress=progress("predict"),
         )  # fmt: skip
     for complaint in answers.skipped[:10]:
         console.warn(f"skipped {complaint}")
