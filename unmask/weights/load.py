@@ -81,17 +81,19 @@ def recognize(contents: Contents, heads: int | None = None, part: str = "") -> L
     wrapper, state = unwrap(tree)
     _refuse_tokenizer(state, contents)
     state, notes = backbone_of(unprefixed(state))
-    loaded = _dialect(state)(state, about._replace(wrapper=wrapper))
+    loaded = _dialect(state, about)(state, about._replace(wrapper=wrapper))
     return replace(loaded, notes=(*notes, *loaded.notes))
 
 
-def _dialect(state: State) -> Callable[[State, About], Loaded]:
-    """The reader of these names."""
+def _dialect(state: State, about: About) -> Callable[[State, About], Loaded]:
+    """The reader of these names; config.json of timm's own tells them from others that are the same."""
     if any(name.endswith("patch_embeddings.projection.weight") for name in state):
         return hf.load
     if "embedding/kernel" in state:
         return jax.load
     if "patch_embed.proj.weight" in state and "blocks.0.attn.qkv.weight" in state:
+        if timm.is_folder(about.config):
+            return timm.load
         if "masked_embed" in state:
             return ibot.load_vit
         if "lm_head.weight" in state or timm.is_beit(state):
@@ -109,8 +111,6 @@ def _headless(state: State, about: About) -> Loaded:
     encoder = mae.load(state, about)
     if encoder.vit.pos_embed == "sincos":
         return encoder
-    if "pretrained_cfg" in about.config:
-        return timm.load(state, about)
     return ibot.load_vit(state, about)
 
 
