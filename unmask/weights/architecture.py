@@ -15,6 +15,18 @@ PUBLISHED = {(SIZES[name]["width"], SIZES[name]["depth"]): SIZES[name]["heads"] 
 """heads of the sizes that papers name, by width and depth"""
 
 
+_SIDES = {
+    "patch_embed.proj.weight": 4,
+    "mlp.fc1.bias": 1,
+    "cls_token": 3,
+    "pos_embed": 3,
+    "reg_token": 3,
+    "head.weight": 2,
+    "relative_position_bias_table": 2,
+}
+"""sides of the tensors that tell an architecture, by the ends of their names"""
+
+
 def architecture(
     state: State,
     *,
@@ -37,6 +49,7 @@ def architecture(
         ValueError: a tensor without which there is no ViT is missing, the grid cannot be told, or the
             heads cannot be.
     """
+    check_sides(state)
     try:
         width, channels, *patch = state["patch_embed.proj.weight"].shape
         hidden = len(state["blocks.0.mlp.fc1.bias"])
@@ -69,6 +82,18 @@ def architecture(
         **dialect,
     )
     return config, tuple(notes)
+
+
+def check_sides(state: State) -> None:
+    """Compare the number of sides of the tensors that an architecture is told from.
+
+    Raises:
+        ValueError: a tensor has others; names it.
+    """
+    for name, value in state.items():
+        sides = next((n for end, n in _SIDES.items() if name == end or name.endswith(f".{end}")), value.ndim)
+        if value.ndim != sides or 0 in value.shape:
+            raise ValueError(f"{name} is {tuple(value.shape)}, and {sides} sides are wanted; the file is damaged")
 
 
 def check(config: ViTConfig, state: State, looks: str) -> None:
