@@ -11,6 +11,9 @@ import toys
 
 from unmask.borrow import fill, pictured, shaped, start_from
 from unmask.config import DataConfig
+from unmask.evaluate.classifier import Classifier, write_classifier
+from unmask.export.subject import open_subject
+from unmask.methods.classify import ClassifyConfig, labelled_view
 from unmask.methods.ibot import IBOTConfig
 from unmask.methods.mae import MAEConfig
 from unmask.models import load, open_model
@@ -22,6 +25,7 @@ from unmask.vit import ViT, ViTConfig
 from unmask.weights.adapt import fit, fit_patches
 from unmask.weights.loaded import Loaded
 from unmask.weights.mae import to_official
+from unmask.weights.unmask import write
 
 SMALL = ViTConfig(image_size=16, patch=4, width=32, depth=2, heads=2)
 BEIT: dict[str, Any] = {"pos_embed": "none", "rel_pos": "shared", "qkv_bias": "qv", "layer_scale": 0.1}
@@ -269,7 +273,7 @@ def test_weights_without_a_run_have_attention(tmp_path, capsys):
     run, _, _ = pictured(str(tmp_path / "a.pth"), "attention", heads=2)
     assert run.method().backbone().config.width == 32
     assert "an MAE encoder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="attention and patches are drawn"):
+    with pytest.raises(ValueError, match="attention, patches and an MAE's reconstruction are drawn"):
         pictured(str(tmp_path / "a.pth"), "curves", heads=2)
 
 
@@ -285,3 +289,75 @@ def test_pretrain_goes_on_from_a_file(tmp_path):
     assert (config.init_from, config.method.vit.width) == (str(tmp_path / "a.pth"), 32)
     again = cli_toys.unmask("pretrain", "mae", photos, *words)  # the same command goes on
     assert again.code == 0 and again.json["resumed_from"] == 3
+
+
+def classify(average: float | None = None, **fields: Any) -> ClassifyConfig:
+    vit = replace(SMALL, classes=3, **fields)
+    return ClassifyConfig(vit=vit, views=(labelled_view(vit.image_size, (0.5,) * 3),), average=average)
+
+
+def test_a_classifier_and_its_average_begin_with_the_same_weights():
+    loaded, method = drawn(SMALL), classify(average=0.9).build()
+    fill(method, loaded)
+    assert torch.equal(method.vit.cls_token, loaded.state["cls_token"])
+    assert all(torch.equal(a, b) for a, b in zip(method.vit.parameters(), method.averaged.parameters(), strict=True))
+
+
+def test_supervised_training_from_an_mae_trains_its_positions():
+    source = replace(
+        drawn(replace(SMALL, pos_embed="sincos")), state=ViT(replace(SMALL, pos_embed="sincos")).state_dict()
+    )
+    config = shaped(find("supervised")(Facts(100, 32, classes=3)), source)
+    assert config.method.vit.pos_embed == "learned"
+    method = config.method.build()
+    fill(method, source)
+    assert method.vit.pos_embed.requires_grad
+    torch.testing.assert_close(method.vit.pos_embed.detach(), source.state["pos_embed"])
+
+
+def test_fixed_positions_that_become_trained_are_computed_for_the_new_grid():
+    loaded = drawn(replace(SMALL, pos_embed="sincos"))
+    there = ViT(replace(SMALL, pos_embed="sincos", image_size=(16, 24)))
+    vit, _ = moved(loaded, replace(SMALL, image_size=(16, 24)))
+    torch.testing.assert_close(vit.pos_embed.detach(), there.pos_embed.detach())
+
+
+@pytest.mark.parametrize(("head_norm", "norm"), [("after", "fc_norm"), ("before", "norm"), ("none", "")])
+def test_the_last_norm_goes_where_the_head_has_it(head_norm, norm):
+    config = replace(SMALL, classes=3, pool="mean", head_norm=head_norm)
+    loaded = drawn(config)
+    state, notes = fit(loaded, config)
+    assert {name.partition(".")[0] for name in state if "norm" in name.partition(".")[0]} == ({norm} if norm else set())
+    assert not any("freshly" in note for note in notes)
+
+
+def test_a_saved_classifier_is_a_model_to_export_and_to_begin_with(tmp_path):
+    vit = drawn(replace(SMALL, classes=2)).build()
+    write_classifier(tmp_path, Classifier(vit, ["cat", "dog"], (0.1,) * 3, (0.2,) * 3, (0.0, 9.0)))
+    found = open_subject(str(tmp_path)).weights
+    assert isinstance(found, Loaded)
+    assert (found.classes, found.mean, found.range) == (("cat", "dog"), (0.1,) * 3, (0.0, 9.0))
+    method = classify().build()
+    start_from(str(tmp_path), method)
+    assert torch.equal(method.vit.cls_token, vit.cls_token)
+
+
+@pytest.mark.parametrize("normed", [None, True])
+@torch.no_grad()
+def test_a_file_with_a_decoder_paints_as_its_method_does(tmp_path, capsys, normed):
+    mae = official_mae(tmp_path / "a.pth").eval()
+    heads = mae.config.decoder_heads
+    parts = {n: v for n, v in mae.state_dict().items() if n.startswith("decoder.")}
+    about = {"decoder_heads": heads, "norm_pixels": normed}
+    write(Loaded("an MAE", mae.config.vit, mae.encoder.state_dict(), parts, **about), tmp_path)
+    run, _, _ = pictured(str(tmp_path), "reconstruction")
+    method, mask = run.method(), torch.arange(16).expand(2, 16) >= 4
+    assert (method.norm_pixels, run.config.data.mean) == (bool(normed), Loaded("", SMALL, {}).mean)
+    torch.testing.assert_close(method.reconstruct(IMAGE, mask), mae.reconstruct(IMAGE, mask))
+    assert ("taken to paint plain pixels" in capsys.readouterr().err) == (normed is None)
+
+
+def test_a_decoder_of_unknown_heads_is_not_drawn(tmp_path):
+    official_mae(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="nothing tells the attention heads of its decoder"):
+        pictured(str(tmp_path / "a.pth"), "reconstruction", heads=2)

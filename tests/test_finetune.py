@@ -11,8 +11,9 @@ from test_evaluate import vit as plain_vit
 from unmask.evaluate import EvalModel, evaluate
 from unmask.evaluate.finetune import finetune
 from unmask.evaluate.settings import PUBLISHED, fine_tuning, method_of, optim_of, size_of
+from unmask.positions import resize_relative
 from unmask.vit import SIZES, ViT, ViTConfig
-from unmask.weights.finetuned import finetuned_from, geometric_coordinates, resize_relative_table
+from unmask.weights.finetuned import finetuned_from
 
 SMALL = ViTConfig(image_size=16, patch=4, width=32, depth=2, heads=2)
 BEIT = dataclasses.replace(SMALL, pos_embed="none", rel_pos="shared", qkv_bias="qv", mask_token=True)
@@ -103,27 +104,17 @@ def test_foreign_weights_are_refused():
         finetuned_from(ViT(dataclasses.replace(SMALL, width=64)).state_dict(), SMALL, vit)
 
 
-@pytest.mark.parametrize(("side", "wanted", "q"), [(27, 47, 1.09031), (27, 63, 1.13492)])
-def test_old_displacements_lie_at_geometric_distances(side, wanted, q):
-    x = geometric_coordinates(side, wanted)
-    assert len(x) == side and x[side // 2] == 0
-    assert (x[side // 2 + 2] - x[side // 2 + 1]) == pytest.approx(q, abs=1e-5)
-    assert x[-1] == pytest.approx(wanted // 2, abs=1e-3)
-
-
 def test_a_resized_relative_table_keeps_what_is_smooth_and_the_class_rows():
-    x = geometric_coordinates(27, 47)
+    reach = np.cumsum(1.09031 ** np.arange(13))
+    x = np.concatenate([-reach[::-1], [0.0], reach])
     rows, columns = np.meshgrid(x, x, indexing="ij")
     plane = torch.from_numpy(0.3 * rows - 0.1 * columns).flatten()
     table = torch.cat([plane, torch.tensor([7.0, 8.0, 9.0])])[:, None].float()
-    resized = resize_relative_table(table, (14, 14), (24, 24))
+    resized = resize_relative(table, (14, 14), (24, 24))
     at = torch.arange(-23.0, 24.0)
     expected = (0.3 * at[:, None] - 0.1 * at).flatten()
     torch.testing.assert_close(resized[:-3, 0], expected, atol=1e-3, rtol=0)
     assert resized[-3:, 0].tolist() == [7.0, 8.0, 9.0]
-    assert torch.equal(resize_relative_table(table, (14, 14), (14, 14)), table)
-    with pytest.raises(ValueError, match="square grids"):
-        resize_relative_table(table, (14, 14), (14, 16))
 
 
 def test_positions_follow_another_image_size():

@@ -162,6 +162,37 @@ def test_a_transformers_folder_says_heads_epsilon_gelu_and_input(tmp_path, file)
         assert same(found.state, drawn(TINY))
 
 
+def hf_folder(folder: Path, config: ViTConfig, **said: Any) -> Loaded:
+    about = {"model_type": "vit", "num_attention_heads": 2, **said}
+    (folder / "config.json").write_text(json.dumps(about))
+    save_file(hf.to_hf(drawn(config), "vit"), folder / "model.safetensors")
+    return load(str(folder))
+
+
+def test_a_transformers_folder_of_ours_says_input_range_and_classes(tmp_path):
+    own = {"mean": [0.1], "std": [0.2], "range": [0, 4095], "classes": ["a", "b"]}
+    found = hf_folder(tmp_path, replace(TINY, channels=1, classes=2), unmask=own)
+    assert (found.mean, found.std, found.range, found.classes) == ((0.1,), (0.2,), (0.0, 4095.0), ("a", "b"))
+    with pytest.raises(ValueError, match="input mean of 1 numbers and std of 1 for 3 channels"):
+        hf_folder(tmp_path, TINY, unmask=own)
+    with pytest.raises(ValueError, match=r"config\.json's unmask is damaged"):
+        hf_folder(tmp_path, TINY, unmask={"mean": 3})
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [({"1": "dog", "0": "cat"}, ("cat", "dog")), ({"0": "LABEL_0", "1": "LABEL_1"}, ())]
+)
+def test_id2label_names_the_classes_unless_transformers_made_it_up(tmp_path, labels, names):
+    assert hf_folder(tmp_path, replace(TINY, classes=2), id2label=labels).classes == names
+
+
+def test_input_of_other_than_three_channels_is_a_guess_that_is_said(tmp_path):
+    torch.save(drawn(replace(TINY, channels=1)), tmp_path / "a")
+    found = load(str(tmp_path / "a"), heads=2)
+    assert (found.mean, found.std) == ((0.5,), (0.5,))
+    assert any("1 channels normalized with 0.5" in note for note in found.notes)
+
+
 def test_a_sharded_transformers_folder_is_read_whole(tmp_path):
     state = hf.to_hf(drawn(TINY), "vit")
     names = sorted(state)
@@ -254,8 +285,10 @@ def test_what_was_read_is_described_for_people(tmp_path):
 # --- wrappers and precision ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "backbone."])
-def test_prefixes_of_ddp_and_compile_are_taken_off(tmp_path, prefix):
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "backbone."]
+)
+def test_prefixes_of_ddp_compile_and_lightning_are_taken_off(tmp_path, prefix):
     state = drawn(TINY)
     torch.save({"state_dict": {prefix + name: value for name, value in state.items()}}, tmp_path / "a")
     assert same(load(str(tmp_path / "a"), heads=2).state, state)
@@ -281,6 +314,22 @@ def test_other_precisions_become_fp32_and_that_is_said(tmp_path, dtype):
     found = load(str(tmp_path / "a"), heads=2)
     assert {value.dtype for value in found.state.values()} == {torch.float32}
     assert any(str(dtype).removeprefix("torch.") in note for note in found.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [32, (16, 64)])
+def test_an_mae_of_few_digits_is_still_one(tmp_path, dtype, size):
+    state = drawn(replace(SINCOS, image_size=size))
+    torch.save({"model": {name: value.to(dtype) for name, value in state.items()}}, tmp_path / "a")
+    found = load(str(tmp_path / "a"), heads=2)
+    assert found.vit == replace(SINCOS, image_size=size)
+
+
+def test_learned_positions_are_taken_for_a_square_and_that_is_said(tmp_path):
+    torch.save(drawn(replace(TINY, image_size=(16, 64))), tmp_path / "a")
+    found = load(str(tmp_path / "a"), heads=2)
+    assert found.vit.grid == (4, 4)
+    assert "its 16 learned positions are taken for a square grid, 4x4" in found.notes
 
 
 # --- refused --------------------------------------------------------------------------------------------
@@ -366,6 +415,49 @@ def test_a_folder_without_weights_and_a_path_without_anything(tmp_path):
         load(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("pos_embed", torch.zeros(17, 32), r"pos_embed is \(17, 32\), and 3 sides are wanted"),
+        ("blocks.0.mlp.fc1.bias", torch.zeros(()), r"fc1\.bias is \(\), and 1 sides"),
+        ("patch_embed.proj.weight", torch.zeros(32, 192), r"patch_embed\.proj\.weight is \(32, 192\), and 4"),
+        ("cls_token", torch.zeros(()), r"cls_token is \(\), and 3"),
+    ],
+)
+def test_a_tensor_of_other_sides_is_refused_by_name(tmp_path, name, value, why):
+    torch.save(drawn(TINY) | {name: value}, tmp_path / "a")
+    with pytest.raises(ValueError, match=why):
+        load(str(tmp_path / "a"), heads=2)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "why"),
+    [
+        ("query/bias", None, r"blocks\.0\.attn has no query/bias"),
+        ("key/kernel", None, r"blocks\.0\.attn has no key/kernel"),
+        ("query/kernel", np.zeros(32, np.float32), r"query/kernel is \(32,\), and 3 sides"),
+    ],
+)
+def test_an_npz_that_is_not_whole_says_what_lacks(tmp_path, part, value, why):
+    arrays = {name: tensor.numpy() for name, tensor in jax.to_jax(drawn(TINY), 2).items()}
+    name = f"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/{part}"
+    if value is None:
+        del arrays[name]
+    else:
+        arrays[name] = value
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=why):
+        load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("index", [torch.zeros(17, 17, dtype=torch.int64), torch.zeros(17, dtype=torch.int64)])
+def test_a_damaged_index_of_a_transformers_beit_is_refused(index):
+    state = hf.to_hf(drawn(BEIT), "beit")
+    state["beit.encoder.relative_position_bias.relative_position_index"] = index
+    with pytest.raises(ValueError, match="relative position index"):
+        hf.from_hf(state)
 
 
 # --- hostile --------------------------------------------------------------------------------------------
@@ -502,3 +594,34 @@ def test_the_goldens_load_by_their_official_names(case, group, wrapper, heads, l
     found = load(str(tmp_path / "a"), heads=4 if heads else None)
     assert found.looks == looks
     found.build()
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["mae_forward", "beit_pretrain_shared_rel", "beit_pretrain_nonsquare", "beit_pretrain_abs_perblock_rel",
+     "ibot_backbone", "ibot_trajectory"],
+)  # fmt: skip
+def test_the_goldens_weights_go_to_ours_and_back_to_the_bit(case):
+    flat = {n: v for n, v in load_file(GOLDENS / f"{case}.safetensors").items() if n.startswith("weights/")}
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in flat.items():
+        _, part, official = name.split("/", 2)
+        groups.setdefault(part, {})[official] = value
+    if case == "ibot_trajectory":
+        back = ibot.to_official(ibot.from_official(groups))
+        assert {part: {n.removeprefix("module.") for n in back[part]} for part in ("student", "teacher")} == {
+            part: {n.removeprefix("module.") for n in groups[part]} for part in ("student", "teacher")
+        }
+        for part in groups:
+            have = {n.removeprefix("module."): v for n, v in back[part].items()}
+            assert all(torch.equal(have[n.removeprefix("module.")], v) for n, v in groups[part].items())
+        return
+    state = groups["backbone" if case == "ibot_backbone" else "model"]
+    if case.startswith("mae"):
+        assert same(mae.to_official(mae.from_official(state)), state)
+    elif case.startswith("ibot"):
+        assert same(ibot.vit_to_official(ibot.vit_from_official(state)), state)
+    else:
+        index = next((v for n, v in state.items() if n.endswith("relative_position_index")), None)
+        grid = None if index is None else beit.grid_of_index(index)
+        assert same(beit.to_official(beit.from_official(state), grid), state)

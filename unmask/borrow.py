@@ -11,7 +11,7 @@ from . import checkpoint
 from .config import DataConfig, MethodConfig, OptimConfig, RunConfig
 from .methods.base import Method
 from .methods.beit import BEiT, BEiTConfig
-from .methods.classify import Classify
+from .methods.classify import Classify, ClassifyConfig
 from .methods.ibot import IBOT, IBOTConfig
 from .methods.mae import MAE, MAEConfig
 from .models import exists, names_run, parse_run, read_weights, vit_of
@@ -89,6 +89,8 @@ def shaped(config: RunConfig, loaded: Loaded) -> RunConfig:
     ours: ViTConfig = method.vit  # type: ignore[attr-defined]
     whole = not isinstance(method, MAEConfig | IBOTConfig)
     positions = {"pos_embed": theirs.pos_embed} if whole or theirs.pos_embed != "none" else {}
+    if isinstance(method, ClassifyConfig) and theirs.pos_embed == "sincos":
+        positions = {"pos_embed": "learned"}  # trained from here on (MAE's fine-tuning)
     taken = ("image_size", "patch", "width", "depth", "heads", "mlp_ratio", "pos_resize", "qkv_bias", "layer_scale")
     vit = replace(
         ours,
@@ -124,17 +126,15 @@ class Backbone(Method):
 class Borrowed(Run):
     """Weights from elsewhere in a run's place, for pictures."""
 
-    def __init__(self, spec: str, loaded: Loaded):
-        self.path, self.loaded = Path(spec), loaded
-        data = DataConfig(channels=loaded.vit.channels, range=loaded.range, mean=loaded.mean, std=loaded.std)
-        self.config = RunConfig("", MethodConfig(), data, OptimConfig())
+    def __init__(self, spec: str, config: RunConfig, made: Method):
+        self.path, self.config, self.made = Path(spec), config, made
 
     @property
     def figures(self) -> Path:
         return Path()
 
     def method(self, step: int | None = None) -> Method:
-        return Backbone(self.loaded.build())
+        return self.made
 
 
 def pictured(spec: str, what: str, heads: int | None = None) -> tuple[Run, int | None, str]:
@@ -146,29 +146,59 @@ def pictured(spec: str, what: str, heads: int | None = None) -> tuple[Run, int |
     if names_run(spec) or not exists(spec):
         return parse_run(spec)
     loaded = read_weights(spec, heads)
-    if what in ("attention", "patches"):
-        for line in describe(loaded):
-            print(line, file=sys.stderr)
-        return Borrowed(spec, loaded), None, ""
-    if what == "reconstruction" and "decoder.embed.weight" not in loaded.beside:
+    painting = what == "reconstruction"
+    if painting and "decoder.embed.weight" not in loaded.beside:
         raise ValueError(
             f"{spec} is {loaded.looks}: it has no decoder to paint pixels with; train one, "
-            f"unmask pretrain mae DATA --from {spec}, or load a file that has one (mae_pretrain_vit_*_full.pth)"
+            f"unmask pretrain mae DATA --from {spec}, or load a file that has one (mae_visualize_vit_*.pth)"
         )
+    if painting or what in ("attention", "patches"):
+        data = DataConfig(channels=loaded.vit.channels, range=loaded.range, mean=loaded.mean, std=loaded.std)
+        config, said = RunConfig("", MethodConfig(), data, OptimConfig()), describe(loaded)
+        if painting:
+            config, made, more = _painter(spec, loaded, config)
+            said += more
+        else:
+            made = Backbone(loaded.build())
+        for line in said:
+            print(line, file=sys.stderr)
+        return Borrowed(spec, config, made), None, ""
     raise ValueError(
-        f"{spec} is {loaded.looks}: of weights without a run, attention and patches are drawn; for {what} make a "
-        f"run of them, unmask pretrain RECIPE DATA --from {spec}"
+        f"{spec} is {loaded.looks}: of weights without a run, attention, patches and an MAE's reconstruction are "
+        f"drawn; for {what} make a run of them, unmask pretrain RECIPE DATA --from {spec}"
     )
+
+
+def _painter(spec: str, loaded: Loaded, config: RunConfig) -> tuple[RunConfig, MAE, list[str]]:
+    """The MAE that a file's encoder and decoder make, its configuration, and what was taken for granted."""
+    if not loaded.decoder_heads:
+        raise ValueError(
+            f"{spec}: nothing tells the attention heads of its decoder, and without them it paints wrongly; "
+            f"go on with a run that says them, unmask pretrain mae DATA --from {spec} --method.decoder-heads N"
+        )
+    vit = ViTConfig(pos_embed="sincos", init="mae", channels=loaded.vit.channels)
+    recipe = replace(config, method=MAEConfig(vit=vit, norm_pixels=bool(loaded.norm_pixels)))
+    config = shaped(recipe, loaded)
+    made = config.method.build()
+    assert isinstance(made, MAE)
+    notes = fill(made, loaded)
+    if "decoder: from the weights" not in notes:
+        raise ValueError(f"{spec}: its decoder cannot be used: {notes[-1]}")
+    if loaded.norm_pixels is None:
+        notes.append("it is taken to paint plain pixels, as mae_visualize_vit_*.pth does: nothing in the file tells")
+    return config, made.eval(), notes
 
 
 def fill(method: Method, loaded: Loaded) -> list[str]:
     """Put weights into a method; returns what was changed, left out or freshly made."""
     if isinstance(method, IBOT):
         return _fill_pair(method, loaded)
-    backbone = method.backbone()
+    backbone = method.vit if isinstance(method, Classify) else method.backbone()
     assert isinstance(backbone, ViT)
     state, notes = fit(loaded, backbone.config)
     _put(backbone, state)
+    if isinstance(method, Classify) and method.averaged is not None:
+        method.averaged.load_state_dict(backbone.state_dict())  # the average begins where the network does
     used: tuple[str, ...] = ()
     if isinstance(method, MAE):
         used = ("decoder.",)

@@ -183,7 +183,14 @@ def exists(spec: str) -> bool:
 
 
 def read_weights(spec: str, heads: int | None = None) -> Loaded:
-    """Read a MODEL that is no run: `FILE_OR_FOLDER[:student|:teacher]`, `timm:NAME`, `hf:NAME_OR_FOLDER`."""
+    """Read a MODEL that is no run: `FILE_OR_FOLDER[:student|:teacher]`, `timm:NAME`, `hf:NAME_OR_FOLDER`.
+
+    A folder of `evaluate --save` too, with its head.
+    """
+    if (Path(spec) / FILE).is_file():
+        kept = read_classifier(Path(spec))
+        state, input_ = kept.vit.state_dict(), (kept.mean, kept.std, kept.value_range)
+        return Loaded("a saved classifier", kept.vit.config, state, {}, *input_, classes=tuple(kept.classes))
     if not exists(spec):
         parse_run(spec)  # says what could be given
     place, part = _split(spec)

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> Result:
         data: tyro.conf.Positional[str] = ""
         """images: a folder, tar or parquet (or a quoted glob), hf:NAME, demo:train"""
         from_: Annotated[str | None, tyro.conf.arg(name="from", help_behavior_hint="")] = None
-        """start from these weights: RUN or RUN@STEP"""
+        """start from these weights: any MODEL (RUN, RUN@STEP, checkpoint file or folder, timm:NAME, hf:NAME)"""
         dry_run: bool = False
         """say sizes, bad files, steps, hours, disk and memory; then stop"""
 

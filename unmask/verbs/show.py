@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> Result:
     @dataclass(frozen=True)
     class Arguments(Common):
         model: tyro.conf.Positional[str] = ""
-        """RUN, RUN@STEP, RUN:student; for attention and patches checkpoint files, timm:NAME and hf:NAME too; for
+        """RUN, RUN@STEP, RUN:student; for attention, patches, reconstruction files, timm:NAME, hf:NAME too; for
         analyses untrained:RECIPE too, and several with commas between"""
         what: tyro.conf.Positional[str] = ""
         """pictures: reconstruction (MAE), tokens (dvae, BEiT), attention, patches, augmentations, curves;

@@ -8,7 +8,7 @@ every block. What cannot is made freshly, and every such thing is said.
 import torch
 from torch import Tensor
 
-from ..positions import resize_pos_embed, resize_relative
+from ..positions import resize_pos_embed, resize_relative, sincos_2d
 from ..vit import ViTConfig
 from .loaded import Loaded, State
 
@@ -79,6 +79,9 @@ def _positions(state: State, source: ViTConfig, target: ViTConfig, notes: list[s
             notes.append("its learned positions are left out: those here are fixed")
         elif source.grid == target.grid:
             state["pos_embed"] = pos
+    elif source.pos_embed == "sincos" and source.grid != target.grid:
+        state["pos_embed"] = torch.from_numpy(sincos_2d(target.width, target.grid, prefix=1)).to(pos)[None]
+        notes.append(f"sin-cos positions computed for {_by(target.grid)}, and trained from here on")
     else:
         state["pos_embed"] = resize_pos_embed(pos, source.grid, target.grid, source.pos_resize)
         if source.grid != target.grid:
@@ -143,8 +146,11 @@ def _ends(state: State, source: ViTConfig, target: ViTConfig, notes: list[str]) 
     if source.registers != target.registers:
         state.pop("reg_token", None)
         notes.append(f"{source.registers} registers became {target.registers}: freshly made")
+    last = "fc_norm" if target.normalizes_after_pooling else "norm"
+    if target.classes and target.head_norm == "none":
+        last = ""
     for norm in ("norm", "fc_norm"):
-        used = (norm == "fc_norm") == (target.classes > 0 and target.pool == "mean")
+        used = norm == last
         if used and f"{norm}.weight" not in state:
             notes.append(f"{norm}: freshly made")
         elif not used:

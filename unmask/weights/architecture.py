@@ -4,7 +4,6 @@ import math
 import re
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..positions import grid_of, sincos_2d
@@ -14,6 +13,18 @@ from .loaded import About, State
 _TABLE = "rel_pos_bias.relative_position_bias_table"
 PUBLISHED = {(SIZES[name]["width"], SIZES[name]["depth"]): SIZES[name]["heads"] for name in list(SIZES)[2:]}
 """heads of the sizes that papers name, by width and depth"""
+
+
+_SIDES = {
+    "patch_embed.proj.weight": 4,
+    "mlp.fc1.bias": 1,
+    "cls_token": 3,
+    "pos_embed": 3,
+    "reg_token": 3,
+    "head.weight": 2,
+    "relative_position_bias_table": 2,
+}
+"""sides of the tensors that tell an architecture, by the ends of their names"""
 
 
 def architecture(
@@ -30,7 +41,7 @@ def architecture(
         state: by the names of `vit.ViT`.
         heads: attention heads that the user gave.
         said: attention heads by the file's own settings.
-        grid: (gh, gw) where it is known; otherwise positions tell it, if it is a square.
+        grid: (gh, gw) where it is known; otherwise sin-cos positions tell it, and learned ones are taken for a square.
         dialect: other fields of ViTConfig, which the dialect knows: `pos_resize`, `norm_eps`, `gelu`, `init`.
     Returns:
         the configuration, and what was taken for granted.
@@ -38,6 +49,7 @@ def architecture(
         ValueError: a tensor without which there is no ViT is missing, the grid cannot be told, or the
             heads cannot be.
     """
+    check_sides(state)
     try:
         width, channels, *patch = state["patch_embed.proj.weight"].shape
         hidden = len(state["blocks.0.mlp.fc1.bias"])
@@ -70,6 +82,18 @@ def architecture(
         **dialect,
     )
     return config, tuple(notes)
+
+
+def check_sides(state: State) -> None:
+    """Compare the number of sides of the tensors that an architecture is told from.
+
+    Raises:
+        ValueError: a tensor has others; names it.
+    """
+    for name, value in state.items():
+        sides = next((n for end, n in _SIDES.items() if name == end or name.endswith(f".{end}")), value.ndim)
+        if value.ndim != sides or 0 in value.shape:
+            raise ValueError(f"{name} is {tuple(value.shape)}, and {sides} sides are wanted; the file is damaged")
 
 
 def check(config: ViTConfig, state: State, looks: str) -> None:
@@ -135,13 +159,13 @@ def _grid(state: State, patch: tuple[int, int]) -> tuple[tuple[int, int], list[s
     table = next((value for name, value in state.items() if name.endswith(_TABLE)), None)
     if pos is not None:
         n = pos.shape[1] - 1
-        side = math.isqrt(n)
-        if side * side == n:
-            return (side, side), []
         for gh in range(1, n + 1):
             if n % gh == 0 and _is_sincos(state, (gh, n // gh)):
                 return (gh, n // gh), []
-        raise ValueError(f"its {n} learned positions make no square grid, and nothing in the file tells its shape")
+        side = math.isqrt(max(n, 0))
+        if side * side != n or not n:
+            raise ValueError(f"its {n} learned positions make no square grid, and nothing in the file tells its shape")
+        return (side, side), [f"its {n} learned positions are taken for a square grid, {side}x{side}"]
     if table is not None:
         side = math.isqrt(len(table) - 3)
         if side * side == len(table) - 3 and side % 2:
@@ -158,11 +182,13 @@ def _positions(state: State, grid: tuple[int, int]) -> Any:
 
 
 def _is_sincos(state: State, grid: tuple[int, int]) -> bool:
-    """Whether positions are MAE's fixed ones, to 1e-6."""
+    """Whether positions are MAE's fixed ones: to 1e-6, or to the precision of a file with fewer digits."""
     pos = state["pos_embed"]
-    if pos.shape[2] % 4 or pos.shape[1] != 1 + grid[0] * grid[1]:
+    if not pos.is_floating_point() or pos.shape[2] % 4 or pos.shape[1] != 1 + grid[0] * grid[1] or pos[0, 0].any():
         return False
-    return bool(np.allclose(pos[0].double().numpy(), sincos_2d(pos.shape[2], grid, prefix=1), rtol=0, atol=1e-6))
+    fixed = torch.from_numpy(sincos_2d(pos.shape[2], grid, prefix=1)).to(pos.dtype)
+    digits = max(1e-6, torch.finfo(pos.dtype).eps) if pos.dtype.itemsize < 4 else 1e-6
+    return torch.allclose(pos[0].double(), fixed.double(), rtol=0, atol=digits)
 
 
 def _first(state: State, known: dict[str, Any]) -> Any:

@@ -24,8 +24,8 @@ def load(state: State, about: About) -> Loaded:
     Input is normalized with 0.5, unless the saved settings say ImageNet's numbers (pre-training on IN-1k).
     """
     index = next((value for name, value in state.items() if name.endswith(_INDEX)), None)
-    grid = None if index is None else grid_of_index(index)
     every = from_official(state, prefix="")
+    grid = None if index is None else grid_of_index(index)
     beside = {name: value for name, value in every.items() if name.startswith("lm_head.")}
     vit = {name: value for name, value in every.items() if name not in beside}
     config, notes = architecture(vit, heads=about.heads, said=heads_said(about, vit), grid=grid, init="beit")
@@ -48,7 +48,7 @@ def from_official(state: dict[str, Tensor], prefix: str = "vit.") -> dict[str, T
     ours = {}
     for name, value in state.items():
         if name.rpartition(".")[2] == _INDEX:
-            _check_index(name, value)
+            check_index(name, value)
             continue
         ours[name if name.startswith("lm_head.") else prefix + _rename(name, official=True)] = value
     return ours
@@ -84,7 +84,14 @@ def grid_of_index(index: Tensor) -> tuple[int, int]:
     return patches // width, width
 
 
-def _check_index(name: str, index: Tensor) -> None:
+def check_index(name: str, index: Tensor) -> None:
+    """Compare an index buffer with ours.
+
+    Raises:
+        ValueError: it is not what its size says.
+    """
+    if index.ndim != 2 or min(index.shape) < 2:
+        raise ValueError(f"{name} is {tuple(index.shape)}, no relative position index; the file is damaged")
     grid = grid_of_index(index)
     ours = relative_position_index(grid)
     if ours.shape != index.shape or not torch.equal(ours, index.to(ours.dtype)):

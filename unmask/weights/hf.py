@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..positions import grid_of
 from .architecture import architecture
+from .beit import check_index
 from .loaded import HALF, IMAGENET, About, Loaded, State
 
 Kind = Literal["vit", "vit_mae", "beit"]
@@ -73,6 +74,8 @@ _GELU: dict[str, Any] = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh":
 """hidden_act in config.json, and ours"""
 _INPUT = {"vit": HALF, "vit_mae": IMAGENET, "beit": HALF}
 """mean and deviation that transformers normalizes with where the folder does not say"""
+OWN = "unmask"
+"""of config.json: what our exports say and transformers has no place for, {mean, std, range, classes}"""
 _OURS = re.compile(r"(decoder\.)?blocks\.(\d+)\.(.+)")
 _THEIRS = re.compile(r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)")
 
@@ -108,10 +111,31 @@ def load(state: State, about: About) -> Loaded:
         init="mae" if kind == "vit_mae" else "beit" if kind == "beit" else "timm",
     )
     mean, std, said = _input(about.processor, kind)
+    limits, own = None, config.get(OWN)
+    if isinstance(own, dict):
+        try:
+            mean, std = (tuple(map(float, own[name])) for name in ("mean", "std"))
+            limits = None if own.get("range") is None else (float(own["range"][0]), float(own["range"][1]))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"config.json's {OWN} is damaged ({why}); export it again") from None
+        said = []
     return Loaded(
-        f"transformers' {kind}", model, vit, beside, mean, std,
-        decoder_heads=int(config.get("decoder_num_attention_heads", 16)), notes=(*notes, *taken, *said),
+        f"transformers' {kind}", model, vit, beside, mean, std, limits,
+        int(config.get("decoder_num_attention_heads", 16)), _classes(config, model.classes),
+        norm_pixels=config.get("norm_pix_loss"), notes=(*notes, *taken, *said),
     )  # fmt: skip
+
+
+def _classes(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of the head's outputs by our own entry or by id2label; transformers' LABEL_0, LABEL_1, ... are none."""
+    own, labels = config.get(OWN), config.get("id2label")
+    if count and isinstance(own, dict) and own.get("classes"):
+        return tuple(map(str, own["classes"]))
+    if not count or not isinstance(labels, dict) or {str(i) for i in range(count)} != {str(i) for i in labels}:
+        return ()
+    names = tuple(str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0])))
+    return () if names == tuple(f"LABEL_{i}" for i in range(count)) else names
 
 
 def _kind(state: State) -> str:
@@ -135,17 +159,20 @@ def _input(processor: Mapping[str, Any], kind: str) -> tuple[tuple[float, ...], 
 def from_hf(state: State) -> State:
     """Rename a transformers state dict: names of `vit.ViT`, and `decoder.*` (MAE) or `lm_head.*` (BEiT) beside.
 
-    Index buffers, which follow from the grid, and a ViT's pooler are left out.
+    Index buffers, which follow from the grid, are checked and left out, and so is a ViT's pooler.
 
     Raises:
-        ValueError: a name is not of this dialect; lists such names.
+        ValueError: a name is not of this dialect, lists such names; an index buffer is damaged.
     """
     ours: State = {}
     split: dict[str, dict[str, Tensor]] = {}  # our stem -> theirs -> tensor
     unknown = []
     for name, value in state.items():
         plain = _plain(name)
-        if plain.endswith("relative_position_index") or plain.startswith("pooler.dense."):
+        if plain.endswith("relative_position_index"):
+            check_index(name, value)
+            continue
+        if plain.startswith("pooler.dense."):
             continue
         layer = _THEIRS.fullmatch(plain)
         if layer is None:

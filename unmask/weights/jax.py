@@ -41,6 +41,7 @@ _BLOCK = {
 }
 _TURNED = {"mlp.fc1.weight": "MlpBlock_3/Dense_0/kernel", "mlp.fc2.weight": "MlpBlock_3/Dense_1/kernel"}
 _ATTENTION = "MultiHeadDotProductAttention_1"
+_THIRDS = ("query", "key", "value")
 _NAME = re.compile(r"Transformer/encoderblock_(\d+)/(.+)")
 
 
@@ -68,6 +69,7 @@ def from_jax(state: State) -> State:
     top, inner = ({theirs: mine for mine, theirs in table.items()} for table in (_TOP, _BLOCK | _TURNED))
     thirds: dict[str, dict[str, Tensor]] = {}
     unknown = []
+    _check_sides(state)
     for name, value in state.items():
         block = _NAME.fullmatch(name)
         if name == "embedding/kernel":
@@ -93,10 +95,26 @@ def from_jax(state: State) -> State:
     if unknown:
         raise ValueError(f"not names of JAX's Vision Transformer: {', '.join(unknown[:5])}")
     for stem, parts in thirds.items():
-        kernels, biases = ([parts[f"{p}/{kind}"] for p in ("query", "key", "value")] for kind in ("kernel", "bias"))
+        lacks = [f"{p}/{kind}" for p in _THIRDS for kind in ("kernel", "bias") if f"{p}/{kind}" not in parts]
+        if lacks:
+            raise ValueError(f"{stem}attn has no {', '.join(lacks)}; the file is not whole")
+        kernels, biases = ([parts[f"{p}/{kind}"] for p in _THIRDS] for kind in ("kernel", "bias"))
         ours[f"{stem}attn.qkv.weight"] = torch.cat([kernel.flatten(1).t() for kernel in kernels])
         ours[f"{stem}attn.qkv.bias"] = torch.cat([bias.flatten() for bias in biases])
     return ours
+
+
+def _check_sides(state: State) -> None:
+    """Refuse kernels that could not be turned."""
+    for name, value in state.items():
+        stem, _, kind = name.rpartition("/")
+        part = stem.rpartition("/")[2]
+        if kind == "kernel":
+            sides = 4 if part == "embedding" else 3 if part in (*_THIRDS, "out") else 2
+        else:
+            sides = 2 if part in _THIRDS else value.ndim
+        if value.ndim != sides:
+            raise ValueError(f"{name} is {tuple(value.shape)}, and {sides} sides are wanted; the file is damaged")
 
 
 def to_jax(state: State, heads: int) -> State:
@@ -121,7 +139,7 @@ def to_jax(state: State, heads: int) -> State:
             elif inner in _TURNED:
                 theirs[stem + _TURNED[inner]] = value.t().contiguous()
             elif inner in ("attn.qkv.weight", "attn.qkv.bias"):
-                for part, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                for part, third in zip(_THIRDS, value.chunk(3), strict=True):
                     turned = third.t() if third.ndim == 2 else third
                     kind = "kernel" if third.ndim == 2 else "bias"
                     theirs[f"{stem}{_ATTENTION}/{part}/{kind}"] = turned.unflatten(-1, (heads, -1)).contiguous()

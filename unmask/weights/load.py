@@ -1,7 +1,7 @@
 """Weights of any dialect by what is written on the command line: recognized, checked, never loaded in part.
 
 1. the container is opened          files.py: safetensors, torch's pickles, npz
-2. the tensors are found            under `model`, `state_dict`, ...; `module.` and `_orig_mod.` taken off
+2. the tensors are found            under `model`, `state_dict`, ...; `module.`, `_orig_mod.` and `model.` taken off
 3. the dialect is recognized        by names alone; each has a file here
 4. the architecture is told         architecture.py
 5. every tensor has its place       or what lacks and what is foreign is listed
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from . import beit, hf, ibot, jax, mae, timm, unmask
-from .architecture import check
+from .architecture import check, check_sides
 from .files import Contents, read
-from .loaded import About, Loaded, State
+from .loaded import HALF, IMAGENET, About, Loaded, State
 from .pickles import Settings
 
 _WRAPPERS = ("model", "module", "state_dict", "teacher", "student", "model_ema")
 """entries that hold the tensors, the first that is there"""
-_PREFIXES = ("module.", "_orig_mod.")
-"""what DDP and torch.compile put before every name"""
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""what DDP, torch.compile and Lightning put before every name"""
 _TASK = ("head.", "decode_head.", "auxiliary_head.", "neck.")
 """what stands beside `backbone.` in checkpoints of other tasks"""
 
@@ -54,7 +54,7 @@ def load(spec: str, heads: int | None = None, part: str = "") -> Loaded:
     if part and not loaded.beside.keys() & {"student.vit.cls_token", "teacher.vit.cls_token"}:
         raise ValueError(f"{spec} is {loaded.looks} and has no {part}; leave :{part} out")
     try:
-        loaded = in_fp32(loaded)
+        loaded = with_input(in_fp32(loaded))
         check(loaded.vit, loaded.state, loaded.looks)
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from None
@@ -81,17 +81,20 @@ def recognize(contents: Contents, heads: int | None = None, part: str = "") -> L
     wrapper, state = unwrap(tree)
     _refuse_tokenizer(state, contents)
     state, notes = backbone_of(unprefixed(state))
-    loaded = _dialect(state)(state, about._replace(wrapper=wrapper))
+    check_sides(state)
+    loaded = _dialect(state, about)(state, about._replace(wrapper=wrapper))
     return replace(loaded, notes=(*notes, *loaded.notes))
 
 
-def _dialect(state: State) -> Callable[[State, About], Loaded]:
-    """The reader of these names."""
+def _dialect(state: State, about: About) -> Callable[[State, About], Loaded]:
+    """The reader of these names; config.json of timm's own tells them from others that are the same."""
     if any(name.endswith("patch_embeddings.projection.weight") for name in state):
         return hf.load
     if "embedding/kernel" in state:
         return jax.load
     if "patch_embed.proj.weight" in state and "blocks.0.attn.qkv.weight" in state:
+        if timm.is_folder(about.config):
+            return timm.load
         if "masked_embed" in state:
             return ibot.load_vit
         if "lm_head.weight" in state or timm.is_beit(state):
@@ -109,8 +112,6 @@ def _headless(state: State, about: About) -> Loaded:
     encoder = mae.load(state, about)
     if encoder.vit.pos_embed == "sincos":
         return encoder
-    if "pretrained_cfg" in about.config:
-        return timm.load(state, about)
     return ibot.load_vit(state, about)
 
 
@@ -127,7 +128,7 @@ def unwrap(tree: dict[str, Any]) -> tuple[str, State]:
 
 
 def unprefixed(state: State) -> State:
-    """Names without what DDP and torch.compile put before them."""
+    """Names without what DDP, torch.compile and Lightning put before them."""
     for _ in range(4):  # wrappers in wrappers
         for prefix in _PREFIXES:
             if state and all(name.startswith(prefix) for name in state):
@@ -155,6 +156,28 @@ def in_fp32(loaded: Loaded) -> Loaded:
     state, beside = ({k: v.float() for k, v in part.items()} for part in (loaded.state, loaded.beside))
     note = f"weights are {', '.join(sorted(kinds))} in the file, and fp32 here"
     return replace(loaded, state=state, beside=beside, notes=(*loaded.notes, note))
+
+
+def with_input(loaded: Loaded) -> Loaded:
+    """Weights with as many means and deviations as channels, and as many names as classes.
+
+    Images of other than three channels, of whose input the file says nothing, are taken to be normalized with 0.5.
+
+    Raises:
+        ValueError: the file says another number of them.
+    """
+    channels, classes = loaded.vit.channels, loaded.vit.classes
+    if loaded.classes and len(loaded.classes) != classes:
+        raise ValueError(f"{len(loaded.classes)} class names for a head of {classes}; correct config.json")
+    if len(loaded.mean) == len(loaded.std) == channels:
+        return loaded
+    if (loaded.mean, loaded.std) in (IMAGENET, HALF):
+        note = f"input of {channels} channels normalized with 0.5, as nothing tells its mean"
+        return replace(loaded, mean=(0.5,) * channels, std=(0.5,) * channels, notes=(*loaded.notes, note))
+    raise ValueError(
+        f"input mean of {len(loaded.mean)} numbers and std of {len(loaded.std)} for {channels} channels; correct them "
+        f"in its config"
+    )
 
 
 def describe(loaded: Loaded) -> list[str]:
@@ -193,7 +216,10 @@ def _downloaded(name: str) -> str:
 def _refuse_tokenizer(state: State, contents: Contents) -> None:
     named = {"blocks.input.w", "codebook.weight"} & state.keys()
     if named or "unmask.codec" in contents.header:
-        raise ValueError("it looks like a tokenizer (a discrete VAE), not a ViT; give it with --tokenizer")
+        raise ValueError(
+            "it looks like a tokenizer (a discrete VAE), not a ViT; pretrain beit takes it with --tokenizer, and its "
+            "tokens are drawn of the dvae run that made it"
+        )
 
 
 def _is_state(value: Any) -> bool:

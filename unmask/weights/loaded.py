@@ -54,6 +54,8 @@ class Loaded:
     """attention heads of an MAE's decoder, which its tensors do not tell; 16 in all published ones, 0: unknown"""
     classes: tuple[str, ...] = ()
     """names of the head's outputs, in their order, where they are known"""
+    norm_pixels: bool | None = None
+    """whether an MAE's decoder predicts pixels normalized patch by patch; None: nothing tells"""
     notes: tuple[str, ...] = ()
     """what was taken for granted, one line each"""
 

@@ -28,12 +28,14 @@ def load(state: State, about: About) -> Loaded:
     looks = "an MAE encoder" + (" with its decoder" if beside else " alone, without a decoder")
     if beside and config.pos_embed != "sincos":
         notes = (*notes, "its positions are not MAE's fixed sin-cos ones, and are taken as they are")
-    if "norm_pix_loss" in about.args:
-        notes = (*notes, f"it was trained on {'normalized' if about.args['norm_pix_loss'] else 'plain'} pixels")
+    normed = bool(about.args["norm_pix_loss"]) if "norm_pix_loss" in about.args else None
+    if normed is not None:
+        notes = (*notes, f"it was trained on {'normalized' if normed else 'plain'} pixels")
     published = not beside or len(beside.get("decoder.embed.bias", ())) == 512
     if not published:
         notes = (*notes, "nothing tells the attention heads of its decoder")
-    return Loaded(looks, config, vit, beside, decoder_heads=16 if published else 0, notes=notes)
+    heads = 16 if published else 0
+    return Loaded(looks, config, vit, beside, decoder_heads=heads, norm_pixels=normed, notes=notes)
 
 
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,38 +9,63 @@ class token without a row gets zeros. timm's `k_bias` is a buffer of zeros that 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..positions import grid_of
 from . import beit
 from .architecture import architecture, heads_said
-from .loaded import IMAGENET, About, Loaded, State
+from .loaded import HALF, IMAGENET, About, Loaded, State
+
+_GELU: dict[str, Any] = {"gelu": "erf", "gelu_tanh": "tanh"}
+"""act_layer in config.json, and ours"""
 
 
 def load(state: State, about: About) -> Loaded:
-    """Read a state dict of `VisionTransformer`; also a DeiT or a fine-tuned MAE, whose names are the same.
+    """Read a state dict of `VisionTransformer` or `Beit`; also a DeiT or a fine-tuned MAE, whose names are the same.
 
-    A file of timm's own folder (config.json with `pretrained_cfg`) says how its input is normalized.
+    config.json of timm's own folder says heads, image size, GELU and pooling (`model_args`), and how its input
+    is normalized and what its classes are called (`pretrained_cfg`).
+
+    Raises:
+        ValueError: the config says what ours cannot do.
     """
-    said = about.config.get("pretrained_cfg")
-    config = said if isinstance(said, dict) else {}
-    vit = from_timm(state)
+    config, beits = about.config, is_beit(state)
+    said = _entry(config, "model_args")
+    input_: dict[str, Any] = {"label_names": config.get("label_names")} | _entry(config, "pretrained_cfg")
+    act, pool = said.get("act_layer") or "gelu", said.get("global_pool", config.get("global_pool"))
+    if act not in _GELU:
+        raise ValueError(f"config.json says act_layer {act}; {', '.join(_GELU)} can be loaded")
+    patch = tuple(state["patch_embed.proj.weight"].shape[2:])
+    size = said.get("img_size") or (input_.get("input_size") or [])[-2:]
+    grid = grid_of(_both(size), patch) if size and len(patch) == 2 else None
+    args = {"model": config.get("architecture"), "num_heads": said.get("num_heads")} | dict(about.args)
+    vit = from_timm(state, grid)
     official = about.wrapper == "model"  # DeiT's and MAE's programs save it so; both resize without a filter
     model, notes = architecture(
-        vit, heads=about.heads, said=heads_said(about, vit), pos_resize="size" if official else "antialias"
+        vit,
+        heads=about.heads,
+        said=heads_said(about._replace(args=args), vit),
+        grid=grid,
+        pos_resize="size" if official else "antialias",
+        gelu=_GELU[act],
+        init="beit" if beits else "timm",
     )
-    looks = "a fine-tuned MAE or DeiT" if official else "a VisionTransformer of timm"
-    if not official and "mean" not in config:
-        notes = (
-            *notes,
-            "input normalized with ImageNet's mean and deviation; some of timm's want 0.5: timm:NAME knows",
-        )
-    mean, std = (
-        tuple(map(float, config.get(name, usual))) for name, usual in zip(("mean", "std"), IMAGENET, strict=True)
-    )
-    return Loaded(looks, model, vit, mean=mean, std=std, notes=notes)
+    if model.classes and pool not in (None, "token", "avg"):
+        raise ValueError(f"config.json says global_pool {pool}; token and avg can be loaded")
+    if model.classes and pool == "avg" and model.pool == "cls":  # no fc_norm: the norm comes before the mean
+        model = replace(model, pool="mean", head_norm="before")
+    if not official and "mean" not in input_:
+        usual = "0.5" if beits else "ImageNet's mean and deviation; some of timm's want 0.5"
+        notes = (*notes, f"input normalized with {usual}: timm:NAME knows")
+    defaults = zip(("mean", "std"), HALF if beits else IMAGENET, strict=True)
+    mean, std = (tuple(map(float, input_.get(name, usual))) for name, usual in defaults)
+    names = tuple(map(str, input_["label_names"] or ())) if model.classes else ()
+    looks = "a fine-tuned MAE or DeiT" if official else f"a {'Beit' if beits else 'VisionTransformer'} of timm"
+    return Loaded(looks, model, vit, mean=mean, std=std, classes=names, notes=notes)
 
 
 def load_named(name: str) -> Loaded:
@@ -74,25 +99,16 @@ def of_model(model: Any, name: str) -> Loaded:
     act = str(block.mlp.act)
     if "GELU" not in act:
         raise ValueError(f"timm:{name} has the activation {act}; only GELU can be loaded")
-    state = {key: value.detach() for key, value in model.state_dict().items()}
-    about = About(args={"num_heads": block.attn.num_heads})
-    loaded = (beit.load if kind == "Beit" else load)(state, about)
-    grid = tuple(model.patch_embed.grid_size)
-    if kind != "Beit":
-        state = from_timm(state, grid)
-    vit, _ = architecture(
-        loaded.state if kind == "Beit" else state,
-        said=block.attn.num_heads,
-        grid=grid,
-        pos_resize="antialias",
-        norm_eps=block.norm1.eps,
-        gelu="tanh" if "tanh" in act else "erf",
-        init=loaded.vit.init,
-    )
-    return replace(
-        loaded, looks=f"timm's {name}", vit=vit, state=loaded.state if kind == "Beit" else state,
-        mean=tuple(input_["mean"]), std=tuple(input_["std"]), notes=(),
-    )  # fmt: skip
+    size = [g * p for g, p in zip(model.patch_embed.grid_size, model.patch_embed.patch_size, strict=True)]
+    said = {"num_heads": block.attn.num_heads, "img_size": size, "act_layer": "gelu_tanh" if "tanh" in act else "gelu"}
+    about = About(config={"model_args": said, "pretrained_cfg": dict(input_)})
+    loaded = load({key: value.detach() for key, value in model.state_dict().items()}, about)
+    return replace(loaded, looks=f"timm's {name}", vit=replace(loaded.vit, norm_eps=block.norm1.eps), notes=())
+
+
+def is_folder(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is timm's own."""
+    return isinstance(config.get("pretrained_cfg") or config.get("model_args"), dict)
 
 
 def is_beit(state: State) -> bool:
@@ -135,6 +151,16 @@ def to_timm(state: State) -> State:
         rows = pos.new_zeros(1, theirs["reg_token"].shape[1], pos.shape[2])
         theirs["pos_embed"] = torch.cat([pos[:, :1], rows, pos[:, 1:]], dim=1)
     return theirs
+
+
+def _entry(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name)
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _both(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size as timm writes it."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _prefix_rows(rows: int, registers: int, grid: tuple[int, int] | None) -> int:

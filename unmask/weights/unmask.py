@@ -2,7 +2,7 @@
 
 model.safetensors
   tensors    the names of `vit.ViT`, and what comes beside it (`decoder.*`, `lm_head.*`, ...)
-  header     unmask.model: JSON {looks, vit, mean, std, range, decoder_heads, classes}
+  header     unmask.model: JSON {looks, vit, mean, std, range, decoder_heads, classes, norm_pixels}
 """
 
 import json
@@ -20,7 +20,7 @@ FILE = "model.safetensors"
 KEY = "unmask.model"
 """of the header's entry"""
 _BESIDE = ("decoder.", "lm_head.", "student.", "teacher.", "center", "patch_center")
-_FIELDS = ("looks", "mean", "std", "range", "decoder_heads", "classes")
+_FIELDS = ("looks", "mean", "std", "range", "decoder_heads", "classes", "norm_pixels")
 
 
 def write(loaded: Loaded, folder: Path) -> Path:
@@ -62,4 +62,5 @@ def from_file(state: State, header: str) -> Loaded:
         raise ValueError(f"its header {KEY} is damaged ({type(error).__name__}: {error}); export it again") from None
     ours = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
     beside: dict[str, Tensor] = {name: value for name, value in state.items() if name.startswith(_BESIDE)}
-    return Loaded(looks, vit, ours, beside, mean, std, limits, heads, classes)
+    normed = about.get("norm_pixels")
+    return Loaded(looks, vit, ours, beside, mean, std, limits, heads, classes, normed)
