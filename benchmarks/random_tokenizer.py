@@ -1,6 +1,6 @@
 """BEiT with a tokenizer that has learnt nothing: what a trained one is worth.
 
-    python benchmarks/random_tokenizer.py DATA --out RUN --steps N [--test DATA] [--like TOKENIZER_RUN]
+    python benchmarks/random_tokenizer.py DATA --out RUN --steps N --like TOKENIZER_RUN [--test DATA]
 
 The same recipe, vocabulary, masks, steps and seed as `unmask pretrain beit DATA`, but the visual token of a
 patch is the nearest of K random codes to a random projection of its pixels, as in BEST-RQ (Chiu et al. 2022,
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True, help="run directory; again: continue")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--like", help="a tokenizer (a dvae run) whose vocabulary and stride to take")
+    parser.add_argument("--like", required=True, help="a tokenizer (a dvae run) whose vocabulary and stride to take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int)
     for name in ("--test", "--eval-every", "--save-every"):
@@ -87,7 +87,7 @@ def main() -> None:
     data, like = asked.pop("data"), asked.pop("like")
     stand_in = asked["out"].with_name(f"{asked['out'].name}-stand-in")
     if not (stand_in / tokenizers.FILE).exists():
-        config = tokenizers.load(like).config if like else CodecConfig(vocab=512)
+        config = tokenizers.load(like).config
         torch.manual_seed(fold(asked["seed"], NAME))
         small = dataclasses.replace(config, kind="dalle", likelihood="laplace", width=4, blocks=1, code_width=4)
         stand_in.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,8 @@ def main() -> None:
         run = carry_out(plan)
     ids = projection.cpu().encode(images)
     report = {"usage": usage(ids, projection.vocab), "token_perplexity": perplexity(frequencies(ids, projection.vocab))}
-    record = {"from": NAME, "vocab": projection.vocab, "health": {name: float(v) for name, v in report.items()}}
+    record = {"from": NAME, "fingerprint": NAME, "stride": projection.stride, "vocab": projection.vocab}
+    record["health"] = {name: float(value) for name, value in report.items()}
     (run.path / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"run": str(run.path), "step": run.latest(), **record}))
 

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+import toys
+from safetensors.torch import load_file, save_file
 
+from unmask import stages
 from unmask.config import DataConfig, OptimConfig, RunConfig, from_json, to_json
 from unmask.layer_decay import layer_decay_groups, layer_id
 from unmask.masks import BlockMask
 from unmask.methods.base import Batch, Progress
 from unmask.methods.beit import BEiT, BEiTConfig
 from unmask.methods.codec import CodecConfig, build_codec
+from unmask.methods.codec_health import frequencies
 from unmask.optim import build_optimizer
 from unmask.parallel import World
 from unmask.positions import relative_position_index
@@ -27,6 +30,7 @@ from unmask.tokenizers import fingerprint, save
 from unmask.train import share_hidden, update
 from unmask.views import Jitter, View, crop, plan, twin
 from unmask.vit import ViT, ViTConfig
+from unmask.weights import dalle
 from unmask.weights.beit import from_official, grid_of_index, to_official
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -267,8 +271,15 @@ def test_uneven_micro_batches_add_up_to_the_mean_over_the_step():
         )
     share_hidden(halves, WORLD)
     beit = TINY.build()
-    expected = beit(whole, NOW).loss
-    torch.testing.assert_close(sum(beit(half, NOW).loss for half in halves) / 2, expected)
+    expected, found = beit(whole, NOW), [beit(half, NOW) for half in halves]
+    torch.testing.assert_close(sum(out.loss for out in found) / 2, expected.loss)
+    with torch.no_grad():  # some guesses right, whatever the weights
+        beit.lm_head.bias[beit.tokens(whole)[mask].mode().values] = 100.0
+    expected, found = beit(whole, NOW), [beit(half, NOW) for half in halves]
+    assert expected.metrics["mlm_acc"] > 0
+    torch.testing.assert_close(sum(out.metrics["mlm_acc"] for out in found) / 2, expected.metrics["mlm_acc"])
+    each = [frequencies(beit.tokens(half)[half.masks[0]], 32).max() * len(half.hidden[0]) for half in halves]
+    torch.testing.assert_close(sum(out.metrics["constant_acc"] for out in found) / 2, sum(each) / mask.sum())
 
 
 def test_relative_tables_and_mask_token_decay_and_the_class_token_does_not():
@@ -365,9 +376,18 @@ def test_a_stored_tokenizer_is_read_and_verified(tmp_path):
     beit = config.build()
     assert fingerprint(beit.tokenizer) == fingerprint(codec)
     beit(real_batch(), NOW)
-    other = dataclasses.replace(config, tokenizer=dataclasses.replace(CODEC, vocab=64))
-    with pytest.raises(ValueError, match="the config says"):
+    other = dataclasses.replace(config, tokenizer=dataclasses.replace(CODEC, vocab=64), tokenizer_hash="")
+    with pytest.raises(ValueError, match=r"says \(vocab: 32 -> 64\); .* --tokenizer PATH"):
         other.build()
+
+
+def test_a_file_that_is_another_tokenizer_now_is_left_to_the_checkpoint(tmp_path):
+    config, _ = with_tokenizer(tmp_path)
+    assert config.stored_tokenizer() is not None
+    save(build_codec(CODEC), tmp_path)
+    assert config.stored_tokenizer() is None
+    save(build_codec(dataclasses.replace(CODEC, vocab=64)), tmp_path)
+    assert config.stored_tokenizer() is None
 
 
 def test_a_checkpoint_brings_its_tokenizer_when_the_file_is_gone(tmp_path):
@@ -383,6 +403,17 @@ def test_a_checkpoint_brings_its_tokenizer_when_the_file_is_gone(tmp_path):
     assert torch.equal(beit.tokenizer.encode(image), codec.encode(image))
     with pytest.raises(ValueError, match="no tokenizer at"):
         dataclasses.replace(config, tokenizer_hash="").build()
+
+
+def test_beit_trains_on_the_tokens_of_dall_es_files(tmp_path):
+    codec = build_codec(CODEC)
+    for part, state in zip(("encoder", "decoder"), dalle.to_official(codec.state_dict()), strict=True):
+        save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / f"{part}.safetensors")
+    method = stages.with_tokenizer(dataclasses.replace(TINY, tokenizer_from=""), str(tmp_path))
+    run = toys.run(tmp_path / "run", method=method, steps=2)
+    assert run.config.method.tokenizer_hash == fingerprint(codec)
+    assert fingerprint(run.method().tokenizer) == fingerprint(codec)
+    assert all(math.isfinite(line["loss"]) for line in run.metrics())
 
 
 def test_guesses_are_tokens_of_every_patch():

@@ -332,6 +332,8 @@ def test_collapse_is_said_while_it_trains_but_not_before_the_temperature_is_half
     assert "collapsed: 0.20% of 512 codes" in method.warning([well, *[collapsed] * 3])
     assert "next to nothing" in method.warning([well | {"kl": 0.01}] * 3)
     assert method.warning([collapsed | {"temperature": 0.9}] * 3) is None
+    method.cells = 4  # a micro-batch that can use few codes only
+    assert method.warning([collapsed | {"usage": 4 / 512}] * 3) is None
 
 
 def test_blocks_are_those_of_the_codec_and_of_its_average():

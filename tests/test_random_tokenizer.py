@@ -1,5 +1,6 @@
 """The benchmark's control: tokens of a random projection, in a run that is read like any other."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from cli_toys import pictures, unmask
 from toys import same
 
 from benchmarks import random_tokenizer
+from unmask import tokenizers
 from unmask.methods.codec import CodecConfig, build_codec
 from unmask.run import Run
 from unmask.tokenizers import Tokenizer
@@ -53,13 +55,17 @@ def test_the_seed_names_the_projection_and_the_state_is_the_stand_ins(images):
 @pytest.mark.slow
 def test_the_control_trains_goes_on_is_evaluated_and_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys):
     photos, out = pictures(tmp_path / "photos", 24, classes="ab"), tmp_path / "run"
+    tokenizers.save(build_codec(dataclasses.replace(CODEC, stride=8, groups=4)), tmp_path)
     words = ["random_tokenizer.py", str(photos), "--out", str(out), "--steps", "2", "--workers", "0"]
+    words += ["--like", str(tmp_path / tokenizers.FILE)]
     monkeypatch.setattr("sys.argv", words)
     for _ in range(2):  # the second continues what is finished
         random_tokenizer.main()
         said = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (said["step"], said["from"]) == (2, "random-projection")
-    assert json.loads((out / "tokenizer.json").read_text())["health"]["token_perplexity"] > 1
+    record = json.loads((out / "tokenizer.json").read_text())
+    assert (record["fingerprint"], record["stride"], record["vocab"]) == ("random-projection", 8, 40)
+    assert record["health"]["token_perplexity"] > 1
     assert Run(out).metrics()
     judged = unmask("evaluate", out, "knn", "--train", photos, "--test", photos, "--k", "1")
     assert judged.code == 0, judged.err

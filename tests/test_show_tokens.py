@@ -97,7 +97,7 @@ def test_an_image_without_hidden_patches_has_no_accuracy(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(90, 120), (130, 70), (33, 32), (5, 400)])
-@pytest.mark.parametrize("size", [(32, 32), (112, 96)])
+@pytest.mark.parametrize("size", [(32, 32), (112, 96), (384, 384)])
 def test_the_central_box_is_the_evaluation_crop(shape, size):
     row, column = torch.meshgrid(torch.linspace(0, 255, shape[0]), torch.linspace(0, 255, shape[1]), indexing="ij")
     image = torch.stack([row, column, row]).to(torch.uint8)

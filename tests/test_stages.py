@@ -52,6 +52,11 @@ def test_a_budget_is_halved_for_the_second_stage_too_and_again_when_it_goes_on(t
     assert stages.second_stage("mae", given, tmp_path) == {}
 
 
+def test_a_budget_that_is_none_is_told_as_such():
+    with pytest.raises(ValueError, match=r"--budget '1h30m': give a time"):
+        stages.halved("1h30m")
+
+
 @pytest.mark.parametrize(("recipe", "given"), [("mae", {}), ("beit", {"tokenizer": "there"}), ("dvae", {})])
 def test_there_is_no_first_stage_for(recipe, given):
     assert stages.first_stage(recipe, given, Path("nowhere")) is None
@@ -121,7 +126,7 @@ def test_a_tokenizer_without_a_health_of_its_own_is_examined(photos, tmp_path):
     [
         (["--channels", "1"], "pretrain dvae DATA --channels 1"),
         (["--method.views.0.twin", "64"], "stride 8 cuts the 64-px twin into 8x8 cells"),
-        (["--method.tokenizer.vocab", "99"], "the config says"),
+        (["--method.tokenizer.vocab", "99"], "(method.tokenizer.vocab: 16 -> 99); leave them out"),
     ],
     ids=["channels", "stride", "vocabulary"],
 )
@@ -141,6 +146,34 @@ def test_what_the_second_stage_cannot_be_is_told_before_the_first(photos, tmp_pa
     assert said.code == 1
     assert "does not divide into 5 heads" in said.line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_the_first_stage_would_not_make_is_refused_before_it(photos, tmp_path):
+    said = unmask("pretrain", "beit-nano", photos, "--out", tmp_path / "run", *SHORT, "--method.tokenizer.vocab", "99")
+    assert said.code == 1
+    assert "trained first" in said.line and "vocab: 64 -> 99" in said.line and "--tokenizer PATH" in said.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_beit_run_to_start_from_brings_its_tokenizer_and_another_one_a_fresh_head(photos, tmp_path):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    said = unmask("pretrain", "beit-nano", photos, "--out", first, *SHORT)
+    assert f"stage 1 of 2, under {first}/tokenizer" in said.err
+    assert f"predicts the 64 tokens of {first}/tokenizer" in said.err
+    (first / "tokenizer").rename(tmp_path / "moved")  # the checkpoint has it
+    said = unmask("pretrain", "beit-nano", photos, "--out", second, "--from", first, "--seed", "1", *SHORT)
+    assert said.code == 0, said.err
+    assert not (second / "tokenizer").exists()
+    old, new = Run(first).method(), Run(second).method()
+    assert same(old.tokenizer.state_dict(), new.tokenizer.state_dict())
+    assert new.config.tokenizer_hash == old.config.tokenizer_hash
+    torch.manual_seed(5)
+    tokenizers.save(build_codec(old.config.tokenizer), tmp_path / "moved")
+    given = ["--from", first, "--tokenizer", tmp_path / "moved", *SHORT]
+    said = unmask("pretrain", "beit-nano", photos, "--out", third, *given)
+    assert said.code == 0, said.err
+    assert "lm_head: freshly made, as it names the tokens of another tokenizer" in said.err
+    assert tokenizers.fingerprint(Run(third).method().tokenizer) == Run(third).config.method.tokenizer_hash
 
 
 def test_a_dry_run_tells_the_cost_of_both_stages_and_writes_nothing(photos, tmp_path, monkeypatch):
@@ -244,6 +277,16 @@ def test_a_tokenizer_is_examined_while_it_trains(photos, tmp_path):
     said = unmask("pretrain", "dvae-nano", photos, "--out", out, "--eval-every", "1", *SHORT)
     assert said.code == 0, said.err
     assert any("health/usage" in event for event in Run(out).metrics())
+
+
+def test_a_tokenizers_health_is_logged_unasked_on_held_out_images_where_there_are_many(photos, tmp_path, monkeypatch):
+    for name, enough in (("few", 100), ("many", 24)):
+        monkeypatch.setattr("unmask.pretrain.ENOUGH", enough)
+        assert unmask("pretrain", "dvae-nano", photos, "--out", tmp_path / name, *SHORT).code == 0
+        run = Run(tmp_path / name)
+        assert run.config.eval_every == "50"
+        assert run.config.data.holdout == (name == "many")
+        assert "health/usage" in run.metrics()[-1]
 
 
 def test_a_tokenizer_for_another_method_is_refused(photos, tmp_path):

@@ -294,3 +294,13 @@ def test_what_is_wrong_is_said_in_words():
     assert "KL 0.001 of 6.24 nats" in diagnose(good | {"kl": 0.001}, 512)[0]
     assert "still 0.900" in diagnose(good | {"temperature": 0.9}, 512)[0]
     assert len(diagnose({"usage": 0.0, "kl": 0.0, "temperature": 1.0}, 512)) == 3
+
+
+def test_collapse_is_told_of_few_codes_and_of_few_cells():
+    good = {"kl": 4.0, "temperature": 1 / 16}
+    assert "1.56% of 64" in diagnose(good | {"usage": 1 / 64}, 64)[0]
+    assert diagnose(good | {"usage": 2 / 64}, 64) == []
+    assert "collapsed" in diagnose(good | {"usage": 0.5, "token_perplexity": 1.2}, 64)[0]
+    assert diagnose(good | {"usage": 60 / 8192}, 8192, cells=64) == []
+    assert "collapsed" in diagnose(good | {"usage": 1 / 8192}, 8192, cells=64)[0]
+    assert "collapsed" in diagnose(good | {"usage": 60 / 8192}, 8192)[0]

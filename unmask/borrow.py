@@ -48,6 +48,14 @@ def start_from(spec: str, method: Method, heads: int | None = None) -> tuple[str
         return name, fill(method, of_run(run, at, part))
     if part:
         raise ValueError(f"--from {spec}: all weights are taken, student's and teacher's; leave :{part} out")
+    if isinstance(method, BEiT):
+        if method.config.tokenizer_hash != run.config.method.tokenizer_hash:
+            bare = replace(of_run(run, at), beside={})
+            return name, [
+                *fill(method, bare)[:-1],
+                "lm_head: freshly made, as it names the tokens of another tokenizer",
+            ]
+        method.verified = not method.config.tokenizer_hash  # what comes with the weights is checked again
     try:
         checkpoint.load(run.path, at, method, single=True)
     except ValueError as error:

@@ -28,7 +28,7 @@ from .randomness import key
 from .run import Run
 from .show import attention, augmentations, curves, patches, reconstruction, tokens
 from .step import to_device
-from .views import Plan, center, crop, twin
+from .views import Plan, center, crop, margin, twin
 from .vit import ViT
 
 
@@ -258,9 +258,8 @@ def _vit(method: Method, run: Run, part: str) -> ViT:
 
 def _central(image: UInt8[Tensor, "C H W"], size: tuple[int, int], side: int | None) -> Plan:
     """The evaluation crop as a training crop without randomness: one box, which can be rendered twice."""
-    margin = 256 / 224 if min(size) >= 96 else 1.0  # as `center`
     height, width = image.shape[1:]
-    scale = min(height / size[0], width / size[1]) / margin
+    scale = min(height / size[0], width / size[1]) / margin(size)
     h, w = (max(1, min(most, round(scale * length))) for length, most in zip(size, (height, width), strict=True))
     return Plan(((height - h) // 2, (width - w) // 2, h, w), size, False, "bicubic", side)
 

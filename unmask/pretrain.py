@@ -38,12 +38,16 @@ from .run import CLASSES, Run, compare
 from .show import augmentations, curves
 from .stages import (
     RECORD,
+    check_tokenizer,
     examine,
     first_stage,
     held_out_images,
     keep_tokenizer,
+    predicted,
     second_stage,
     tokenizer_record,
+    with_borrowed_tokenizer,
+    with_tokenizer_of,
     write_record,
 )
 from .train import Evaluate, prepare, train
@@ -51,8 +55,8 @@ from .vit import ViT
 
 Configure = Callable[[RunConfig], RunConfig]
 """changes a resolved configuration: how dotted names on the command line arrive"""
-
-
+ENOUGH = 100
+"""images from which on a tenth is held out for a recipe that evaluates without being asked; of few it may be none"""
 HELD = "holdout.npy"
 """the places of the held-out images, in a run that has some"""
 
@@ -121,7 +125,10 @@ def stages_of(recipe: str, data: str, options: Options, configure: Configure, wo
         last, _ = _fresh(recipe, data, options, configure, out, world)
         with torch.device("meta"):  # what cannot be is refused now, not after the first stage
             last.method.build()
-        yield settle(first.pop("recipe"), data, Options(**first), lambda config: config, world)
+        plan = settle(first.pop("recipe"), data, Options(**first), lambda config: config, world)
+        yield plan._replace(
+            notes=[f"no --tokenizer: training one first, stage 1 of 2, under {out}/tokenizer", *plan.notes]
+        )
         world.wait()  # rank 0 has written the tokenizer
     yield settle(recipe, data, dataclasses.replace(options, **second_stage(recipe, given, out)), configure, world)
 
@@ -160,7 +167,9 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
         held = np.load(out / HELD) if (out / HELD).exists() else None
         source, held_out = holdout_split(source, held)
         held = held_out.index
-    if config.eval_every and (config.data.test or held_out is not None or source.labels is not None):
+    tokenizes = isinstance(config.method, DVAEConfig)  # is judged without labels, on training images if need be
+    judged = source.labels is not None and not tokenizes
+    if config.eval_every and (config.data.test or held_out is not None or judged):
         test = open_source(config.data.test, config.data.labels) if config.data.test else held_out
         if test is None:
             raise ValueError(
@@ -169,14 +178,15 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
             )
         labelled = (source, test)
     budget = config.budget if config.steps is None and config.epochs is None else None
-    config, method = prepare(config, world)
+    build = with_borrowed_tokenizer(config) if fresh else None
+    config, method = prepare(config, world, build)
     if budget:
         steps = steps_for(budget, config, source, method, world)
-        config, method = prepare(dataclasses.replace(config, steps=steps), world)  # measuring moved the weights
-    notes = []
+        config, method = prepare(dataclasses.replace(config, steps=steps), world, build)  # measuring moved the weights
+    notes = predicted(config.method)
     if config.data.test and not config.eval_every:
         notes.append(f"--test {config.data.test} is looked at with --eval-every only")
-    if config.eval_every and labelled is None:
+    if config.eval_every and labelled is None and not tokenizes:
         notes.append("no labels: --eval-every logs what needs none (RankMe, LiDAR, alignment, uniformity)")
     if config.init_from and fresh:
         name, said = start_from(config.init_from, method, options.heads)
@@ -191,8 +201,8 @@ def carry_out(plan: Plan) -> Run:
     config, data, world = plan.config, plan.config.data, plan.world
     evaluate: Evaluate | None = None
     unseen = plan.labelled[1] if plan.labelled else plan.source  # what is held out, where something is
-    if plan.labelled is not None and world.first and isinstance(config.method, DVAEConfig):
-        examined = held_out_images(plan.labelled[1], config).to(world.device)
+    if config.eval_every and world.first and isinstance(config.method, DVAEConfig):
+        examined = held_out_images(unseen, config).to(world.device)
         evaluate = partial(examine, images=examined, temperature=config.method.temperature.end)
     elif plan.labelled is not None and world.first and plan.classes is not None:
         evaluate = partial(recognized, test=plan.labelled[1], classes=plan.classes, config=config, device=world.device)
@@ -203,13 +213,7 @@ def carry_out(plan: Plan) -> Run:
         def judge(backbone: torch.nn.Module) -> dict[str, float]:
             assert isinstance(backbone, ViT)
             return online(
-                backbone,
-                size,
-                data.mean,
-                data.std,
-                channels=data.channels,
-                value_range=data.range,
-                device=world.device,
+                backbone, size, data.mean, data.std, channels=data.channels, value_range=data.range, device=world.device
             )
 
         evaluate = judge
@@ -272,11 +276,16 @@ def _fresh(
     config = make(facts)
     if options.from_ and "-" not in recipe and not names_run(options.from_):  # the recipe sizes itself
         config = shaped(config, read_weights(options.from_, options.heads))
+    if options.from_ and options.tokenizer is None:
+        config = dataclasses.replace(config, method=with_tokenizer_of(config.method, options.from_))
     judged = source.labels is not None or isinstance(config.method, DVAEConfig)  # a tokenizer needs no labels
-    holdout = bool(options.eval_every) and options.test is None and judged
+    asked = options.eval_every or (config.eval_every and len(source) >= ENOUGH)
+    holdout = bool(asked) and options.test is None and judged
     where = dataclasses.replace(config.data, train=data, images=len(source), labels=labels, holdout=holdout)
-    config = dataclasses.replace(config, data=where, out=str(out))
-    return configure(apply(options, config)), source
+    config = apply(options, dataclasses.replace(config, data=where, out=str(out)))
+    wanted = configure(config)
+    check_tokenizer(config.method, wanted.method)
+    return wanted, source
 
 
 def _continued(

@@ -7,20 +7,24 @@ what a finished dVAE leaves behind, `tokenizer_record` what a BEiT run says of t
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .checkpoint import write_atomically
-from .config import MethodConfig, RunConfig
+from .config import MethodConfig, RunConfig, differences
 from .data.decode import decode
 from .data.sources import BadImage, Source
+from .forecast import read_budget
 from .methods.base import Progress
 from .methods.beit import BEiT, BEiTConfig
-from .methods.codec import Codec
+from .methods.codec import Codec, CodecConfig
 from .methods.codec_health import diagnose, health
 from .methods.dvae import DVAE
+from .models import names_run, parse_run
 from .positions import pair
 from .run import Run
 from .tokenizers import FILE, fingerprint, load, save
@@ -46,12 +50,12 @@ def first_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]
         out: its run directory.
     Returns:
         recipe and options of the first stage, or None where there is nothing to do: another method, a
-        tokenizer given, or a run that has its own already. A given number of steps or epochs is for each
-        stage; a budget is for both, half and half.
+        tokenizer given, by itself or with a BEiT run to start from, or a run that has its own already. A
+        given number of steps or epochs is for each stage; a budget is for both, half and half.
     Raises:
         ValueError: a published recipe without the tokenizer that it is about.
     """
-    if not recipe.startswith("beit") or "tokenizer" in given or (out / "config.json").exists():
+    if not recipe.startswith("beit") or brings_tokenizer(given) or (out / "config.json").exists():
         return None
     first = tokenizer_recipe(recipe)
     if first is None:
@@ -67,6 +71,31 @@ def first_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]
     return {"recipe": first, "out": out / "tokenizer", "labels": "none", **options}
 
 
+def brings_tokenizer(given: dict[str, Any]) -> bool:
+    """Whether options say which tokenizer to predict: by itself, or with a BEiT run to start from."""
+    return "tokenizer" in given or beit_run(given.get("from_")) is not None
+
+
+def beit_run(spec: str | None) -> Run | None:
+    """The BEiT run that --from names; None where it names something else."""
+    run = parse_run(spec)[0] if spec and names_run(spec) else None
+    return run if run is not None and isinstance(run.config.method, BEiTConfig) else None
+
+
+def with_borrowed_tokenizer(config: RunConfig) -> Callable[[], BEiT] | None:
+    """How to build a BEiT around the tokenizer in the checkpoint that it starts from, whose file may be gone.
+
+    Returns:
+        what `prepare` takes; None where the run starts from something else, or predicts another tokenizer.
+    """
+    method, run = config.method, beit_run(config.init_from)
+    if run is None or not isinstance(method, BEiTConfig) or run.config.method.tokenizer_hash != method.tokenizer_hash:
+        return None
+    lender = run.method(parse_run(config.init_from)[1])
+    assert isinstance(lender, BEiT)
+    return partial(method.build, lender.tokenizer)
+
+
 def second_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]:
     """What the first stage changes in the options of the second: the tokenizer that it left, half of a budget.
 
@@ -76,7 +105,7 @@ def second_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any
         out: its run directory.
     """
     first, begun = out / "tokenizer", (out / "config.json").exists()
-    if tokenizer_recipe(recipe) is None or "tokenizer" in given or (begun and not first.exists()):
+    if tokenizer_recipe(recipe) is None or brings_tokenizer(given) or (begun and not first.exists()):
         return {}
     changed: dict[str, Any] = {"budget": halved(given["budget"])} if "budget" in given else {}
     return changed | ({"tokenizer": str(first)} if not begun and (first / FILE).exists() else {})
@@ -88,9 +117,13 @@ def halved(budget: str) -> str:
     Example:
         >>> halved("20m"), halved("500000 images")
         ('10m', '250000 images')
+
+    Raises:
+        ValueError: it is no budget.
     """
+    read_budget(budget)
     number = budget.strip().rstrip("abcdefghijklmnopqrstuvwxyz ")
-    return f"{float(number) / 2:g}{budget.strip()[len(number) :]}" if number else budget
+    return f"{float(number) / 2:g}{budget.strip()[len(number) :]}"
 
 
 def with_tokenizer(method: MethodConfig, path: str) -> BEiTConfig:
@@ -102,11 +135,50 @@ def with_tokenizer(method: MethodConfig, path: str) -> BEiTConfig:
     if not isinstance(method, BEiTConfig):
         raise ValueError(f"--tokenizer {path}: only BEiT predicts tokens; leave it out")
     codec = load(path)
+    return _predicting(method, codec.config, str(path), fingerprint(codec))
+
+
+def with_tokenizer_of(method: MethodConfig, spec: str) -> MethodConfig:
+    """Let a BEiT predict the tokens of the BEiT run that --from names; anything else stays as it is."""
+    run = beit_run(spec)
+    if run is None or not isinstance(method, BEiTConfig):
+        return method
+    theirs = run.config.method
+    assert isinstance(theirs, BEiTConfig)
+    return _predicting(method, theirs.tokenizer, theirs.tokenizer_from, theirs.tokenizer_hash)
+
+
+def predicted(method: MethodConfig) -> list[str]:
+    """A line for a person: which tokenizer a BEiT predicts."""
+    if not isinstance(method, BEiTConfig) or not method.tokenizer_hash:
+        return []
+    return [f"predicts the {method.tokenizer.vocab} tokens of {method.tokenizer_from} ({method.tokenizer_hash})"]
+
+
+def _predicting(method: BEiTConfig, codec: CodecConfig, path: str, name: str) -> BEiTConfig:
     (gh, _), (view,) = method.vit.grid, method.views
     views = (dataclasses.replace(view, twin=gh * codec.stride),)
-    return dataclasses.replace(
-        method, tokenizer=codec.config, tokenizer_from=str(path), tokenizer_hash=fingerprint(codec), views=views
-    )
+    return dataclasses.replace(method, tokenizer=codec, tokenizer_from=path, tokenizer_hash=name, views=views)
+
+
+def check_tokenizer(settled: MethodConfig, wanted: MethodConfig) -> None:
+    """Refuse to change the architecture of a tokenizer that exists, or that the first stage will make.
+
+    Args:
+        settled: a configuration whose tokenizer is settled.
+        wanted: what other options made of it.
+    Raises:
+        ValueError: they differ; lists the fields.
+    """
+    if not isinstance(settled, BEiTConfig) or not isinstance(wanted, BEiTConfig):
+        return
+    changed = "; ".join(differences(settled.tokenizer, wanted.tokenizer, "method.tokenizer."))
+    if changed:
+        place = f"tokenizer {settled.tokenizer_from}" if settled.tokenizer_from else "tokenizer that is trained first"
+        raise ValueError(
+            f"the {place} cannot be changed by options of BEiT ({changed}); leave them out, or give another with "
+            f"--tokenizer PATH (unmask pretrain dvae DATA --method.codec.* makes one)"
+        )
 
 
 def examine(codec: torch.nn.Module, images: torch.Tensor, temperature: float) -> dict[str, float]:

@@ -83,7 +83,7 @@ def load(path: str | Path) -> Codec:
 
     Args:
         path: a file that `save` wrote; OpenAI's `encoder.pkl` or `decoder.pkl`, the other beside it, or
-            the same tensors in safetensors; BEiT's `pytorch_model.bin`, DALLE-pytorch's `vae.pt`; or a folder
+            the same tensors in safetensors; BEiT's `pytorch_model.bin`; or a folder
             with one of these. What a file is is told by its content.
     Raises:
         ValueError: there is no tokenizer there, or the file holds anything but one.
@@ -91,7 +91,7 @@ def load(path: str | Path) -> Codec:
     given = Path(path)
     file = given
     if given.is_dir():
-        names = (FILE, f"tokenizer/{FILE}", "encoder.pkl", "encoder.safetensors", "pytorch_model.bin", "vae.pt")
+        names = (FILE, f"tokenizer/{FILE}", "encoder.pkl", "encoder.safetensors", "pytorch_model.bin")
         file = next((given / name for name in names if (given / name).exists()), given)
     if not file.is_file():
         raise ValueError(
@@ -102,7 +102,7 @@ def load(path: str | Path) -> Codec:
     if "unmask.codec" in contents.header:
         return _ours(file, contents)
     tree = contents.tree
-    if isinstance(tree, dict) and isinstance(tree.get("weights"), dict):  # BEiT's, or DALLE-pytorch's vae.pt
+    if isinstance(tree, dict) and isinstance(tree.get("weights"), dict):  # BEiT's
         tree = tree["weights"]
     if "codebook.weight" in tree:
         return from_state(CodecConfig(**dalle.discrete_vae_sizes(tree)), tree)

@@ -41,10 +41,16 @@ COMPILE_PAYS = 1000
 """optimizer steps from which a minute of compilation is worth it"""
 
 
-def prepare(config: RunConfig, world: World) -> tuple[RunConfig, Method]:
-    """Build the method with its first weights and settle what `auto` leaves open."""
+def prepare(config: RunConfig, world: World, build: Callable[[], Method] | None = None) -> tuple[RunConfig, Method]:
+    """Build the method with its first weights and settle what `auto` leaves open.
+
+    Args:
+        config: of the run.
+        world: the processes.
+        build: makes the method, where more than its configuration is needed (a borrowed tokenizer).
+    """
     torch.manual_seed(fold(config.seed, "init"))
-    method: Method = config.method.build().to(world.device)
+    method: Method = (build or config.method.build)().to(world.device)
     precision = parallel.hardware_precision(world.device) if config.precision == "auto" else config.precision
     config = dataclasses.replace(config, precision=precision)
     if config.workers < 0:  # a CPU that trains has no more to spare; a GPU wants to be fed

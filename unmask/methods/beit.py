@@ -18,7 +18,8 @@ weights come with the checkpoint. Before the first step their fingerprint is com
 
 What this file does differently: logits are computed for hidden patches alone, picked by indices that
 were counted on the CPU; the mean runs over the hidden patches of the whole step, over micro-batches and
-processes (`Batch.shares`), where the original averages each process's own.
+processes (`Batch.shares`), where the original averages each process's own. The accuracies are averaged
+alike; `constant_acc` takes the most frequent token of each micro-batch.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..config import MethodConfig
+from ..config import MethodConfig, differences
 from ..initialize import initialize
 from ..masks import BlockMask, MaskPolicy
 from ..positions import pair
@@ -85,7 +86,7 @@ class BEiTConfig(MethodConfig):
         return BEiT(self, tokenizer)
 
     def stored_tokenizer(self) -> nn.Module | None:
-        """Read `tokenizer_from`; None where it is not given or, with a fingerprint to go by, is gone."""
+        """Read `tokenizer_from`; None where it is not given or, with a fingerprint to go by, gone or another now."""
         if not self.tokenizer_from:
             return None
         try:
@@ -94,10 +95,14 @@ class BEiTConfig(MethodConfig):
             if self.tokenizer_hash:
                 return None
             raise
+        if self.tokenizer_hash:
+            same = codec.config == self.tokenizer and fingerprint(codec) == self.tokenizer_hash
+            return codec if same else None
         if codec.config != self.tokenizer:
+            changed = "; ".join(differences(codec.config, self.tokenizer))
             raise ValueError(
-                f"the tokenizer {self.tokenizer_from} is a {codec.config}, the config says {self.tokenizer}; "
-                f"give --method.tokenizer.* those values"
+                f"the tokenizer {self.tokenizer_from} is another than the config says ({changed}); "
+                f"leave --method.tokenizer.* out, or give another with --tokenizer PATH"
             )
         return codec
 
@@ -124,14 +129,15 @@ class BEiT(Method):
         patches = self.vit(image, hidden=mask).patches  # [B N D]
         logits = self.logits(patches, hidden)  # [M K]
         count = max(len(hidden), 1)
-        loss = F.cross_entropy(logits, target, reduction="sum") / count
-        if batch.shares:
-            loss = loss * batch.shares[0]
+        share = batch.shares[0] if batch.shares else 1.0
+        loss = F.cross_entropy(logits, target, reduction="sum") / count * share
         with torch.no_grad():
             metrics = {
-                "mlm_acc": (logits.argmax(-1) == target).sum() / count,
-                # what guessing the batch's most frequent token everywhere would get
-                "constant_acc": frequencies(target, logits.shape[1]).max() if len(hidden) else loss.detach() * 0,
+                "mlm_acc": (logits.argmax(-1) == target).sum() / count * share,
+                # what guessing the micro-batch's most frequent token everywhere would get
+                "constant_acc": frequencies(target, logits.shape[1]).max() * share
+                if len(hidden)
+                else loss.detach() * 0,
             }
         return Output(loss, metrics)
 

@@ -16,7 +16,9 @@ from .codec import Codec
 from .relaxation import categorical_kl, gumbel, relax
 
 LEAST_USAGE = 0.01
-"""fraction of the codes below which a codebook has collapsed (fidelity: usage < 1 %)"""
+"""fraction of the codes up to which a codebook has collapsed (fidelity: usage < 1 %); a single code always has"""
+LEAST_PERPLEXITY = 2.0
+"""codes in use in effect below which one stands nearly everywhere"""
 LEAST_KL = 0.01
 """fraction of log K below which cells say nothing about the image"""
 HIGHEST_TEMPERATURE = 0.125
@@ -127,17 +129,19 @@ def health(
     }
 
 
-def diagnose(report: dict[str, float], vocab: int) -> list[str]:
+def diagnose(report: dict[str, float], vocab: int, cells: int | None = None) -> list[str]:
     """Say in words what `health` found wrong; empty where nothing is.
 
     Args:
-        report: from `health`.
+        report: from `health`; `token_perplexity` may lack.
         vocab: K, the codes there are.
+        cells: how many cells `usage` was counted on, which can use as many codes at most; None: plenty.
     """
     found, used = [], report["usage"]
-    if used < LEAST_USAGE:
+    least = max(1.0, LEAST_USAGE * min(vocab, cells or vocab))
+    if round(used * vocab) <= least or report.get("token_perplexity", float(vocab)) < LEAST_PERPLEXITY:
         found.append(
-            f"the codebook has collapsed: {used:.2%} of {vocab} codes are used (under {LEAST_USAGE:.0%}); "
+            f"the codebook has collapsed: {used:.2%} of {vocab} codes are used, or one nearly everywhere; "
             f"lower beta (--method.beta.end) or its rate of rise (--method.beta.part), or use fewer codes"
         )
     if report["kl"] < LEAST_KL * math.log(vocab):

@@ -14,11 +14,12 @@ pull towards using all codes alike weighted by beta. Trained, the argmax code of
     beta: 0 -> 6.6    tau: 1 -> 1/16    lr: 1e-4 -> 1.25e-6      Anneal, Anneal, OptimConfig
     evaluated: an average of the weights, decay .999             average
 
-What this file does differently: the schedules are fractions of the run (of the paper's 3,000,000
-updates: beta rises over 1/600, the temperature falls over 1/20, the learning rate over 2/5), so that a
-shorter run keeps their order; the average forgets faster in a short run; ln b has a floor (its hits
-are logged as `floored`). `kl_over="sum"` is BEiT's DiscreteVAE, whose `batchmean` of swapped arguments
-divides by one: its KL is a sum over batch and cells, and weighs more in a bigger batch.
+What this file does differently: the schedules are fractions of the run, so that a shorter run keeps
+their order. Of the paper's 3,000,000 updates beta rises over 1/600, the temperature falls over 1/20 and
+the learning rate over 2/5; here the learning rate falls over the whole run. The average forgets faster
+in a short run; ln b has a floor (its hits are logged as `floored`). `kl_over="sum"` is BEiT's
+DiscreteVAE, whose `batchmean` of swapped arguments divides by one: its KL is a sum over batch and cells,
+and weighs more in a bigger batch.
 """
 
 import copy
@@ -101,6 +102,7 @@ class DVAE(Method):
         self.config = config
         self.codec = build_codec(config.codec)
         self.average = copy.deepcopy(self.codec).requires_grad_(False).eval()
+        self.cells: int | None = None  # of the newest micro-batch: more codes than these its usage cannot show
 
     def forward(self, batch: Batch, at: Progress) -> Output:
         image = batch.twins[0] if batch.twins else batch.views[0]  # in [0, 1]
@@ -126,6 +128,7 @@ class DVAE(Method):
         """
         grid = self.codec.grid(x)
         logits = self.codec.logits(x)  # [B N K], fp32
+        self.cells = logits.shape[0] * logits.shape[1]
         codes = relax(logits, temperature, noise, hard=self.config.straight_through)
         painted = self.codec.paint(codes, grid)
         nll = self.codec.error(painted, x).mean()
@@ -154,7 +157,7 @@ class DVAE(Method):
         if len(last) < WATCHED or last[0]["temperature"] > (schedule.start + schedule.end) / 2:
             return None
         report = {name: sum(line[name] for line in last) / WATCHED for name in ("usage", "kl")}
-        found = diagnose(report | {"temperature": schedule.end}, self.config.codec.vocab)
+        found = diagnose(report | {"temperature": schedule.end}, self.config.codec.vocab, self.cells)
         return found[0] if found else None
 
     def blocks(self) -> list[torch.nn.Module]:

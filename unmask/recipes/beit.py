@@ -37,7 +37,7 @@ def dvae_nano(facts: Facts) -> RunConfig:
     Cost: under a minute on two cores
     """
     config = _dvae("dvae-nano", _nano_codec(facts), 32, facts, lr=6e-3, batch=64, epochs=None)
-    return dataclasses.replace(config, steps=200)
+    return dataclasses.replace(config, steps=200, eval_every="50")
 
 
 def beit(facts: Facts) -> RunConfig:
@@ -164,7 +164,15 @@ def _dvae(
         betas=(0.9, 0.999),
         weight_decay=1e-4,
     )
-    return RunConfig(recipe=name, method=method, data=measured(facts), optim=optim, batch=batch, epochs=epochs)
+    return RunConfig(
+        recipe=name,
+        method=method,
+        data=measured(facts),
+        optim=optim,
+        batch=batch,
+        epochs=epochs,
+        eval_every="500",  # held-out health needs no labels, and says early whether tokens are worth a second stage
+    )
 
 
 def _beit(size: int, patch: int, model: str, codec: CodecConfig, drop_path: float = 0.1) -> BEiTConfig:

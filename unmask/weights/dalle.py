@@ -1,7 +1,7 @@
 """The official dialects of the discrete VAE: DALL-E's two modules, and BEiT's `DiscreteVAE`.
 
 DALL-E's parameters are called `w` and `b`; its files are pickled modules, read by `pickles.py`. BEiT's
-`DiscreteVAE`, in `pytorch_model.bin` and DALLE-pytorch's `vae.pt` under `weights`, has our names already.
+`DiscreteVAE`, in `pytorch_model.bin` under `weights`, has our names already.
 """
 
 import re
