@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ibot_toys import SMALL, batch_for, made
 
 from unmask.methods.base import Progress
-from unmask.methods.distill import WINDOW, collapse_warning, health, koleo, warmed_up
+from unmask.methods.distill import WINDOW, collapse_warning, health, koleo, observed, warmed_up
 from unmask.methods.ibot_head import Head
 from unmask.schedules import StepCosine
 
@@ -94,15 +94,49 @@ def test_koleo_pushes_the_nearest_apart():
 
 def test_health_tells_sure_from_undecided_and_varied_from_constant():
     varied = torch.eye(4)
-    numbers = health(varied, varied.roll(1, 0), torch.tensor([3.0, 4.0, 0.0, 0.0]), "x_")
+    numbers = health(observed(varied, varied.roll(1, 0), "x_"), {"x_": torch.tensor([3.0, 4.0, 0.0, 0.0])})
     assert {k: v.item() for k, v in numbers.items()} == pytest.approx(
         {"x_entropy": 0.0, "x_kl_uniform": 0.0, "x_usage": 1.0, "x_agreement": 0.0, "x_center_norm": 5.0}, abs=1e-6
     )
-    constant = health(varied[:1].expand(4, 4), varied, torch.zeros(4))
+    constant = health(observed(varied[:1].expand(4, 4), varied), {"": torch.zeros(4)})
     assert constant["kl_uniform"].item() == pytest.approx(math.log(4))
     assert (constant["usage"].item(), constant["agreement"].item()) == (0.25, 0.25)
-    undecided = health(torch.full((4, 4), 0.25), varied, torch.zeros(4))
+    undecided = health(observed(torch.full((4, 4), 0.25), varied), {"": torch.zeros(4)})
     assert undecided["entropy"].item() == pytest.approx(math.log(4))
+
+
+def test_health_is_of_the_whole_step_however_many_micro_batches_it_has():
+    at, whole = Progress(4, 12, 4.0), batch_for()
+    ours = made()
+    expected = ours.after_step(at, ours(whole, at).sums)
+    method, sums = made(), {}
+    for i in range(4):  # one image each, some of them without hidden patches
+        masks = tuple(mask[i : i + 1] for mask in whole.masks)
+        one = whole._replace(
+            views=tuple(view[i : i + 1] for view in whole.views),
+            masks=masks,
+            hidden=tuple(mask.flatten().nonzero().flatten() for mask in masks),
+        )
+        for name, value in method(one, at).sums.items():
+            sums[name] = sums[name] + value if name in sums else value
+    found = method.after_step(at, sums)
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, abs=1e-5
+    )
+    none = health(observed(torch.ones(0, 4), torch.ones(0, 4)), {"": torch.zeros(4)})
+    assert not any(none.values())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_agreement_is_with_another_view_never_with_the_same(count):
+    views = dataclasses.replace(SMALL.views[0], count=count), dataclasses.replace(SMALL.views[2], count=1)
+    method = made(dataclasses.replace(SMALL, views=views, globals=count, masks=()))
+    says = torch.eye(24)[: count + 1, None]  # each view something else, of one image
+    other = says[:count].roll(1, 0) if count > 1 else says[1:]
+    none, at = torch.zeros(0, 24), Progress(0, 9, 1.0)
+    for teacher, agreed in ((says[:count], 0.0), (other, 1.0)):
+        _, _, seen = method.loss((says, none), (teacher, none), torch.zeros(0), at)
+        assert (seen["agreed"] / seen["samples"]).item() == agreed
 
 
 def test_collapse_is_named_with_its_cure_in_both_forms_and_health_is_not():
@@ -111,17 +145,24 @@ def test_collapse_is_named_with_its_cure_in_both_forms_and_health_is_not():
     uniform = [{"entropy": most - 1e-3, "kl_uniform": 1e-4}] * WINDOW
     single = [{"entropy": 0.01, "kl_uniform": most - 0.02}] * WINDOW
     well = [{"entropy": 3.0, "kl_uniform": 2.0}] * WINDOW
-    assert "collapse" in collapse_warning(uniform, k)
-    assert "--method.teacher-temperature" in collapse_warning(uniform, k)
-    assert "collapse to one prototype" in collapse_warning(single, k)
-    assert "--method.center-momentum" in collapse_warning(single, k)
-    assert collapse_warning(well, k) is None
-    assert collapse_warning(uniform[1:], k) is None
-    assert collapse_warning(uniform[1:] + well[:1], k) is None
+    assert "collapse" in collapse_warning(uniform, k, k)
+    assert "--method.teacher-temperature" in collapse_warning(uniform, k, k)
+    assert "collapse to one prototype" in collapse_warning(single, k, k)
+    assert "--method.center-momentum" in collapse_warning(single, k, k)
+    patches = [{f"patch_{name}": value for name, value in line.items()} for line in uniform]
+    both = [a | b | {"loss_patch": 1.0} for a, b in zip(well, patches, strict=True)]
+    assert "every patch gets the same" in collapse_warning(both, k, k)
+    assert "--method.patch-teacher-temperature" in collapse_warning(both, k, k)
+    assert collapse_warning([line | {"loss_patch": 0.0} for line in both], k, k) is None  # nothing was hidden
+    assert collapse_warning(well, k, k) is None
+    assert collapse_warning(uniform[1:], k, k) is None
+    assert collapse_warning(uniform[1:] + well[:1], k, k) is None
 
 
 def test_metrics_are_detached_and_named():
-    metrics = made()(batch_for(), Progress(0, 9, 1.0)).metrics
+    method, at = made(), Progress(0, 9, 1.0)
+    out = method(batch_for(), at)
+    metrics = out.metrics | method.after_step(at, out.sums)
     parts = ("entropy", "kl_uniform", "usage", "agreement", "center_norm")
     assert set(metrics) == {"loss_cls", "loss_patch", *parts, *(f"patch_{part}" for part in parts)}
     assert not any(value.requires_grad for value in metrics.values())

@@ -116,7 +116,7 @@ def test_toy_numbers_of_the_official_loss():
     weight = (1 / (mask.sum(1).clamp(min=1) * 4))[hidden // 4]
     teacher, patches = wave(4, 5, s=1.1), wave(4, 4, 5, s=0.9)
     at = Progress(0, 100, 1.0)
-    _, metrics = method.loss(
+    _, metrics, _ = method.loss(
         (wave(4, 2, 5, s=0.7), wave(4, 4, 5, s=0.3).flatten(0, 1)[hidden]),
         (teacher.unflatten(0, (2, 2)), patches.flatten(0, 1)[hidden]),
         weight,
@@ -270,8 +270,24 @@ def test_teacher_momentum_rises_every_step():
     student, teacher = method.student.vit.cls_token, method.teacher.vit.cls_token
     student.data.fill_(1.0)
     teacher.data.fill_(0.0)
-    method.after_step(Progress(6, 12, 4.0), {"cls": torch.zeros(24), "images": torch.tensor(1.0)})
+    method.after_step(Progress(6, 12, 4.0), method(batch_for(), Progress(6, 12, 4.0)).sums)
     assert teacher.flatten()[0].item() == pytest.approx(1 - 0.95, abs=1e-6)  # half way from 0.9 to 1
+
+
+def test_a_teacher_of_the_previous_epoch_is_the_student_s_copy_at_its_end_and_stays():
+    config = dataclasses.replace(SMALL, teacher_every=1.5)
+    method, copied = made(config), []
+    sums = method(batch_for(), Progress(0, 12, 4.0)).sums
+    teacher = method.teacher.vit.cls_token
+    for step in range(13):
+        method.student.vit.cls_token.data.fill_(step)
+        before = teacher.clone()
+        method.after_step(Progress(step, 13, 4.0), sums)
+        if teacher.flatten()[0] == step and not torch.equal(teacher, before):
+            copied.append(step + 1)
+        else:
+            assert torch.equal(teacher, before)
+    assert copied == [6, 12]  # updates after which one and a half epochs of four have passed
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -284,6 +300,18 @@ def test_prototypes_stay_as_they_began_in_the_first_epoch(shared):
     assert all(torch.equal(p, b) for p, b in zip(method.student.head.last(), before, strict=True))
     stepped(method, config, 1, start=4)
     assert not any(torch.equal(p, b) for p, b in zip(method.student.head.last(), before, strict=True))
+
+
+def test_rest_and_warm_up_are_parts_of_a_short_run_and_epochs_of_a_long_one():
+    config = dataclasses.replace(SMALL, freeze_fraction=0.25, warmup_temperature_fraction=0.5)
+    assert [config.lengths(epochs) for epochs in (2.0, 4.0, 100.0)] == [(1.0, 0.5), (2.0, 1.0), (30, 1.0)]
+    assert [config.temperatures(Progress(step, 8, 2.0))[0] for step in range(8)] == [0.04] * 2 + [0.07] * 6
+    method = made(config)
+    for step, rests in ((1, True), (2, False)):  # of two epochs of four updates: a quarter is two updates
+        for p in method.student.parameters():
+            p.grad = torch.ones_like(p)
+        method.before_step(Progress(step, 8, 4.0))
+        assert [p.grad is None for p in method.student.head.last()] == [rests] * 2
 
 
 def test_before_step_drops_the_gradients_of_both_last_layers():

@@ -194,6 +194,8 @@ def test_settings_that_suit_longer_runs_are_said_before_the_first_step():
     assert "shortened" in short[0]
     assert "--method.freeze-last-layer to 0.04" in short[1]
     assert "--method.shared-head-teacher" in short[2]
+    (late,) = dataclasses.replace(IBOTConfig(), patch_start_epoch=50).traps(40.0)
+    assert "no patch loss at all" in late
 
 
 def test_the_command_line_logs_student_and_teacher_says_the_traps_and_draws_all(tmp_path):

@@ -73,3 +73,18 @@ def test_published_dino_is_the_boosting_command():
         (224, (0.4, 1.0), 1), (224, (0.4, 1.0), 1), (96, (0.05, 0.4), 8)
     ]  # fmt: skip
     assert len(expand(method.views)) == 10
+
+
+@pytest.mark.parametrize("name", ["ibot", "dino"])
+def test_self_sizing_recipes_are_as_long_as_the_data_wants_and_their_phases_are_parts_of_it(name):
+    small, large = find(name)(SMALL), find(name)(SMALL._replace(gpu=True))
+    assert (small.epochs, small.batch, large.epochs, large.batch) == (40.0, 64, 1600.0, 1024)  # 5e5 and 1e8 images
+    assert (small.method.vit.image_size, small.method.views[2].size) == (48, 24)  # 3/4 of the side; 96 of 224 px
+    for config in (small, large):
+        method = config.method
+        assert (method.warmup_temperature_epochs, method.warmup_temperature_fraction) == (30, 0.3)
+        assert (method.freeze_last_layer, method.freeze_fraction) == (1.0, 0.05)
+        assert bool(method.masks) == (name == "ibot")
+    assert small.method.lengths(40.0) == pytest.approx((12.0, 1.0))
+    assert small.method.lengths(5.0) == pytest.approx((1.5, 0.25))  # --epochs 5
+    assert large.method.lengths(1600.0) == (30, 1.0)

@@ -90,6 +90,21 @@ def test_a_frame_leaves_what_it_marks_and_stays_in_the_picture():
     assert (picture[15, 150:] == (0, 0, 200)).all()
 
 
+def test_patches_of_a_frequent_prototype_have_its_color_in_all_images_and_the_rest_is_gray(tmp_path):
+    ids = torch.arange(2 * 16).view(2, 16) + 10
+    ids[0, :5] = ids[1, 8:11] = 3
+    ids[1, :4] = 7
+    assert patches.frequent(ids, 2) == [3, 7]
+    panels = patches.compare(ViT(VIT), photographs((32, 32))[:2], MEAN, STD, ids=ids)
+    cells = panels.prototypes[:, 20::40, 20::40].reshape(2, 16, 3)  # the middle of each patch of 8 pixels, enlarged
+    for one, color in zip((3, 7), patches.QUERIES, strict=False):
+        assert (cells[(ids == one).numpy()] == color).all()
+    singles = cells[1, 15]
+    assert len(set(singles.tolist())) == 1
+    assert patches.compare(ViT(VIT), photographs((32, 32))[:2], MEAN, STD).prototypes is None
+    assert size_of(patches.draw(panels, tmp_path / "p.png"))[0] > 4 * 160
+
+
 def test_one_image_alone_can_be_drawn(tmp_path):
     panels = patches.compare(ViT(VIT), photographs((32, 32))[:1], MEAN, STD)
     patches.draw(panels, tmp_path / "p.png")
@@ -97,7 +112,7 @@ def test_one_image_alone_can_be_drawn(tmp_path):
 
 def test_show_patches_of_teacher_and_student(tmp_path):
     photos, run = pictures(tmp_path / "photos", 16), tmp_path / "run"
-    assert unmask("pretrain", "dino-nano", photos, "--out", run, *SHORT).code == 0
+    assert unmask("pretrain", "ibot-nano", photos, "--out", run, *SHORT).code == 0
     for model, more in ((run, ()), (f"{run}:student", ("--size", "64"))):
         said = unmask("show", model, "patches", photos, "--count", 3, *more)
         assert said.code == 0, said.err

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .analyses import study
 from .analyze import ANALYSES
+from .analyze.targets import prototypes
 from .borrow import pictured
 from .config import UsageError
 from .data.decode import decode
@@ -21,6 +22,7 @@ from .masks import MaskPolicy
 from .methods.base import Method
 from .methods.beit import BEiT
 from .methods.dvae import DVAE
+from .methods.ibot import IBOT
 from .methods.mae import MAE
 from .models import image_size, vit_of
 from .positions import pair
@@ -182,11 +184,13 @@ def draw_patches(
     part: str = "",
 ) -> Path:
     """Draw what the patches of images have in common for a run's backbone; `part` as above."""
-    vit, data = _vit(run.method(step), run, part), run.config.data
+    method, data = run.method(step), run.config.data
+    vit = _vit(method, run, part)
     shape = size or vit.config.image_hw
     found, names = _read(run, source, count)
-    images = torch.stack([center(image, shape) for image in found])
-    return patches.draw(patches.compare(vit, _normalize(images, run), data.mean, data.std), out, labels=names)
+    images = _normalize(torch.stack([center(image, shape) for image in found]), run)
+    ids = prototypes(method, images, part)[0] if isinstance(method, IBOT) and method.config.masks else None
+    return patches.draw(patches.compare(vit, images, data.mean, data.std, ids=ids), out, labels=names)
 
 
 def draw_augmentations(run: Run, source: Source, out: Path, count: int = 8) -> Path:

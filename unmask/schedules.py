@@ -80,4 +80,15 @@ class StepCosine:
         return self.final + 0.5 * (self.peak - self.final) * (1 + math.cos(math.pi * done))
 
 
+@dataclass(frozen=True)
+class EveryEpochs:
+    """A teacher's momentum: 0 after each so many epochs, which copies the student; 1 between, which keeps the copy."""
+
+    epochs: float
+
+    def __call__(self, at: Progress) -> float:
+        done = at._replace(step=at.step + 1)  # the update that it follows is made
+        return float(done.epoch // self.epochs == at.epoch // self.epochs)
+
+
 Schedule = Constant | WarmupCosine | StepCosine

@@ -55,8 +55,9 @@ def update(
     method.before_step(at)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    method.after_step(at, parallel.reduce(sums, world))
-    return Step(torch.stack(losses).mean(), grad_norm, {k: torch.stack(v).mean() for k, v in metrics.items()})
+    whole = method.after_step(at, parallel.reduce(sums, world)) or {}
+    means = {name: torch.stack(values).mean() for name, values in metrics.items()}
+    return Step(torch.stack(losses).mean(), grad_norm, means | whole)
 
 
 def to_device(host: HostBatch, config: RunConfig, device: torch.device) -> Batch:

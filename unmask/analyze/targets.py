@@ -11,6 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torchvision.transforms.functional import adjust_hue
 
+from ..evaluate.features import evaluating
 from ..methods.beit import BEiT
 from ..methods.codec import Codec
 from ..methods.dvae import DVAE
@@ -100,6 +101,23 @@ def cut_of(side: int) -> float:
 
 
 @torch.no_grad()
+def prototypes(
+    method: IBOT, images: Float[Tensor, "B C h w"], part: str = ""
+) -> tuple[Int[Tensor, "B N"], tuple[int, int]]:
+    """The largest centered prototype of every place, and the grid, from normalized images.
+
+    Args:
+        method: iBOT or DINO; it is left as it was.
+        images: normalized.
+        part: "student" for its backbone and head; else the teacher's.
+    """
+    network = method.student if part == "student" else method.teacher
+    with evaluating(network):
+        found, head = network.vit(images), network.head
+        return (head.patches(head.embed(found.patches)) - method.patch_center).argmax(-1), found.grid
+
+
+@torch.no_grad()
 def tokens_of(subject: Subject, images: Float[Tensor, "B C t t"]) -> tuple[Int[Tensor, "B N"], tuple[int, int]]:
     """The most likely token of every place, and the grid, from images in [0, 1].
 
@@ -109,9 +127,7 @@ def tokens_of(subject: Subject, images: Float[Tensor, "B C t t"]) -> tuple[Int[T
     if isinstance(method, IBOT):
         data = subject.config.data
         mean, std = (torch.tensor(v).view(-1, 1, 1).to(images) for v in (data.mean, data.std))
-        found, head = method.teacher.vit((images - mean) / std), method.teacher.head
-        logits = head.patches(head.embed(found.patches)) - method.patch_center
-        return logits.argmax(-1), found.grid
+        return prototypes(method, (images - mean) / std)
     codec = method.tokenizer() if isinstance(method, DVAE) else method.tokenizer
     assert isinstance(codec, Codec)
     return codec.encode(images), codec.grid(images)

@@ -42,7 +42,7 @@ class Output(NamedTuple):
     metrics: dict[str, Tensor]
     """scalars to average and log; detached, fp32, still on the device"""
     sums: dict[str, Tensor] = {}
-    """statistics to add over micro-batches and ranks (iBOT's centers)"""
+    """statistics to add over micro-batches and ranks (iBOT's centers and health)"""
 
 
 class Group(NamedTuple):
@@ -77,8 +77,14 @@ class Method(nn.Module):
     def before_step(self, at: Progress) -> None:
         """Change gradients after clipping, before the optimizer. Default: nothing."""
 
-    def after_step(self, at: Progress, sums: dict[str, Tensor]) -> None:
-        """Move what no gradient moves: teachers, centers. Default: nothing."""
+    def after_step(self, at: Progress, sums: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Move what no gradient moves: teachers, centers. Default: nothing.
+
+        Args:
+            sums: `Output.sums`, added over micro-batches and ranks.
+        Returns:
+            scalars to log of the whole step, the same on all ranks; None: there are none.
+        """
 
     def warning(self, lines: Sequence[Mapping[str, float]]) -> str | None:
         """What the last log lines, oldest first, say is going wrong, and the cure; None where all is well."""

@@ -23,6 +23,8 @@ WINDOW = 10
 """log lines that must agree before a warning"""
 INFORMATION = 0.25
 """nats between image and prototype under which a teacher says the same of every image"""
+SAMPLES = 512
+"""outputs of a micro-batch that the health metrics look at, to bound their cost"""
 
 
 def cls_loss(teacher: Float[Tensor, "G B K"], student: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
@@ -44,12 +46,18 @@ def koleo(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         return -(torch.linalg.vector_norm(x - x[nearest] + 1e-8, dim=1) + 1e-8).log().mean()
 
 
-def warmed_up(first: float, final: float, epochs: int, at: Progress, start: int = 0) -> float:
+def within(most: float, part: float | None, epochs: float) -> float:
+    """Epochs of a phase at the beginning of a run: `most`, or, where that is less, a part of the run."""
+    return most if part is None else min(most, part * epochs)
+
+
+def warmed_up(first: float, final: float, epochs: float, at: Progress, start: int = 0) -> float:
     """The temperature of this epoch: `start` epochs constant, then linspace(first, final, epochs), then final.
 
-    A warm-up that does not fit into the run is shortened to its whole epochs, where the original fails.
+    Epochs are whole, at least one if any. A warm-up that does not fit into the run is shortened to the run's
+    whole epochs, where the original fails.
     """
-    epochs = min(epochs, max(int(at.epochs) - start, 1))
+    epochs = min(max(round(epochs), 1) if epochs else 0, max(int(at.epochs) - start, 1))
     done = int(at.epoch) - start
     if done >= epochs:
         return final
@@ -81,24 +89,39 @@ def check_crops(views: tuple[View, ...], globals_: int, masks: int, vit: ViTConf
         grid_of(view.shape, vit.patch_hw)
 
 
-def traps(epochs: float, warmup: int, freeze: float, unled: bool) -> list[str]:
+def check_heads(student: int, teacher: int) -> None:
+    """Refuse patch prototypes, of which student and teacher have unequal numbers, by value and cure."""
+    if student != teacher:
+        raise ValueError(
+            f"the student has {student} patch prototypes and the teacher {teacher}; leave "
+            "--method.patch-prototypes out, or share neither head"
+        )
+
+
+def traps(epochs: float, warmup: float, freeze: float, start: int, unled: bool) -> list[str]:
     """What to say before a run whose settings suit longer ones, or whose student leads its teacher in part.
 
     Args:
         epochs: of the run.
         warmup: epochs of the teacher's temperature.
         freeze: epochs in which the prototypes stay as they began.
+        start: epochs without masks.
         unled: the student's patch prototypes have no counterpart in the teacher.
     """
     said = []
     if warmup > epochs:
         said.append(
-            f"the teacher's temperature warms up in {warmup} epochs and the run has {epochs:.3g}: shortened to these"
+            f"the teacher's temperature warms up in {warmup:g} epochs and the run has {epochs:.3g}: shortened to these"
         )
     if freeze >= epochs:
         said.append(
             f"the prototypes stay frozen for {freeze:g} epochs, which is the whole run: "
             f"lower --method.freeze-last-layer to {0.05 * epochs:.2g}"
+        )
+    if start >= epochs:
+        said.append(
+            f"patches are hidden after {start} epochs, and the run has {epochs:.3g}: there is no patch loss at all; "
+            "lower --method.patch-start-epoch"
         )
     if unled:
         said.append(
@@ -109,63 +132,94 @@ def traps(epochs: float, warmup: int, freeze: float, unled: bool) -> list[str]:
 
 
 @torch.no_grad()
-def health(
-    teacher: Float[Tensor, "S K"], student: Float[Tensor, "S K"], center: Float[Tensor, "K"], prefix: str = ""
-) -> dict[str, Tensor]:
-    """Describe the teacher's outputs in one micro-batch (DINO, section 5.3; agreement: iBOT's log).
+def observed(teacher: Float[Tensor, "S K"], student: Float[Tensor, "S K"], prefix: str = "") -> dict[str, Tensor]:
+    """What `health` needs to know of one micro-batch, to be added over micro-batches and ranks.
 
     Args:
-        teacher: probabilities P_t, centered and sharpened.
+        teacher: probabilities P_t, centered and sharpened; at most about SAMPLES of them are looked at.
         student: logits or log-probabilities, for the same images seen differently.
-        center: C.
         prefix: in front of each name.
-    Returns:
-        entropy: mean over samples of H(P_t), in [0, ln K]; kl_uniform: ln K - H(mean of P_t), which has
-        a floor of about ln K - ln S - entropy in small batches; usage: fraction of the K prototypes that
-        are some sample's largest; agreement: fraction of samples whose largest prototype is also the
-        student's; center_norm: |C|. All 0 when S is 0.
     """
+    some = slice(None, None, len(teacher) // SAMPLES + 1)
+    teacher, student = teacher[some], student[some]
     samples, k = teacher.shape
-    count = max(samples, 1)
     best = teacher.argmax(-1)
-    used = torch.zeros(k, device=teacher.device).index_fill_(0, best, 1.0)
-    mean = teacher.sum(0) / count
-    kl = math.log(k) - torch.special.entr(mean).sum() if samples else mean.sum()
     return {
-        f"{prefix}entropy": torch.special.entr(teacher).sum() / count,
-        f"{prefix}kl_uniform": kl,
-        f"{prefix}usage": used.mean(),
-        f"{prefix}agreement": (best == student.argmax(-1)).float().sum() / count,
-        f"{prefix}center_norm": torch.linalg.vector_norm(center),
+        f"{prefix}samples": torch.full((), float(samples), device=teacher.device),
+        f"{prefix}taken": torch.zeros(k, device=teacher.device).index_add_(0, best, torch.ones_like(best).float()),
+        f"{prefix}probability": teacher.sum(0),
+        f"{prefix}entropies": torch.special.entr(teacher).sum(),
+        f"{prefix}agreed": (best == student.argmax(-1)).float().sum(),
     }
 
 
-def collapse_warning(window: Sequence[Mapping[str, float]], prototypes: int) -> str | None:
+@torch.no_grad()
+def health(sums: Mapping[str, Tensor], centers: Mapping[str, Float[Tensor, "_"]]) -> dict[str, Tensor]:
+    """Describe the teacher's outputs in one step, over all micro-batches and ranks (DINO, section 5.3).
+
+    Args:
+        sums: from `observed`.
+        centers: C by prefix; of those without sums nothing is said.
+    Returns:
+        by prefix and name: entropy: mean over samples of H(P_t), in [0, ln K]; kl_uniform: ln K - H(mean of
+        P_t), which has a floor of about ln K - ln S - entropy in small batches; usage: fraction of the K
+        prototypes that are some sample's largest; agreement: fraction of samples whose largest prototype is
+        also the student's (iBOT's log has it of raw outputs, where the teacher's are centered here, and of the
+        first global crop alone, against the second); center_norm: |C|. The first four are 0 without samples.
+    """
+    found = {}
+    for prefix, center in centers.items():
+        if f"{prefix}samples" not in sums:
+            continue
+        samples, mean = sums[f"{prefix}samples"], sums[f"{prefix}probability"]
+        count = samples.clamp(min=1)
+        spread = math.log(len(mean)) - torch.special.entr(mean / count).sum()
+        found |= {
+            f"{prefix}entropy": sums[f"{prefix}entropies"] / count,
+            f"{prefix}kl_uniform": samples.clamp(max=1) * spread,
+            f"{prefix}usage": sums[f"{prefix}taken"].clamp(max=1).mean(),
+            f"{prefix}agreement": sums[f"{prefix}agreed"] / count,
+            f"{prefix}center_norm": torch.linalg.vector_norm(center),
+        }
+    return found
+
+
+def collapse_warning(lines: Sequence[Mapping[str, float]], prototypes: int, patch_prototypes: int) -> str | None:
     """Say so when the last log lines show a teacher that collapses, and what to do.
 
     Args:
-        window: log lines with `entropy` and `kl_uniform`, oldest first. A fresh network knows little
-            too, and large runs pass a nearly uniform phase: leave out the lines of the rate's warm-up.
+        lines: with what `health` tells, oldest first; of patches those with a `loss_patch` count, which hid
+            some. A fresh network knows little too, and large runs pass a nearly uniform phase: leave out the
+            lines of the rate's warm-up.
         prototypes: K of the [CLS] token.
+        patch_prototypes: K of patches.
     Returns:
         a text that contains "collapse", or None while all is well or fewer than WINDOW lines are given.
     """
+    patches = [line for line in lines if line.get("loss_patch")]
+    return _collapsed(lines, prototypes, "") or _collapsed(patches, patch_prototypes, "patch_")
+
+
+def _collapsed(window: Sequence[Mapping[str, float]], prototypes: int, prefix: str) -> str | None:
     if len(window) < WINDOW:
         return None
     recent = window[-WINDOW:]
     most = math.log(prototypes)
-    if max(most - line["kl_uniform"] - line["entropy"] for line in recent) > INFORMATION:
+    entropies = [line[f"{prefix}entropy"] for line in recent]
+    spreads = [line[f"{prefix}kl_uniform"] for line in recent]
+    if max(most - spread - entropy for spread, entropy in zip(spreads, entropies, strict=True)) > INFORMATION:
         return None
-    entropy = sum(line["entropy"] for line in recent) / WINDOW
-    seen = f"in the last {WINDOW} log lines every image gets the same output (entropy {entropy:.2f} of {most:.2f})"
+    entropy = sum(entropies) / WINDOW
+    what, option = ("patch", "--method.patch-") if prefix else ("image", "--method.")
+    seen = f"in the last {WINDOW} log lines every {what} gets the same output (entropy {entropy:.2f} of {most:.2f})"
     if entropy > most / 2:
         return (
             f"collapse to the uniform distribution: {seen}. Sharpen the teacher: lower "
-            "--method.teacher-temperature (0.04, then 0.02) or lengthen --method.warmup-temperature-epochs; "
-            "a teacher that stays so does not recover: start again"
+            f"{option}teacher-temperature (0.04, then 0.02) or lengthen --method.warmup-temperature-epochs "
+            "(and -fraction); a teacher that stays so does not recover: start again"
         )
     return (
-        f"collapse to one prototype: {seen}. Let the center follow: lower --method.center-momentum (0.9), "
-        "lower --optim.base-lr, lengthen --method.freeze-last-layer, keep --method.norm-last-layer True; "
-        "a teacher that stays so does not recover: start again"
+        f"collapse to one prototype: {seen}. Let the center follow: lower {option}center-momentum (0.9), "
+        "lower --optim.base-lr, lengthen --method.freeze-last-layer (and --method.freeze-fraction), keep "
+        "--method.norm-last-layer True; a teacher that stays so does not recover: start again"
     )

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 
 from ..config import MethodConfig
 from ..masks import BlockMask, MaskPolicy
-from ..schedules import StepCosine
+from ..schedules import EveryEpochs, StepCosine
 from ..views import Blur, Jitter, View
 from ..vit import ViT, ViTConfig
+from . import distill
 from .base import Batch, Method, Output, Progress, ema
-from .distill import check_crops, cls_loss, collapse_warning, health, koleo, traps, warmed_up
 from .ibot_head import Act, Head, Norm
 
 JITTER = Jitter(0.4, 0.4, 0.2, 0.1, p=0.8)
@@ -48,8 +48,6 @@ GLOBAL_1 = View(224, scale=(0.25, 1.0), jitter=JITTER, gray=0.2, blur=Blur(p=1.0
 GLOBAL_2 = View(224, scale=(0.25, 1.0), jitter=JITTER, gray=0.2, blur=Blur(p=0.1), solarize=0.2)
 LOCAL = View(96, scale=(0.05, 0.25), jitter=JITTER, gray=0.2, blur=Blur(p=0.5), count=10)
 MASK = BlockMask(ratios=((0.0, 0.0), (0.3, 0.2)), smallest=None)
-HEALTH_SAMPLES = 512
-"""hidden patches that the health metrics look at, to bound their cost"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ class IBOTConfig(MethodConfig):
     """tau'_t after the warm-up"""
     warmup_temperature_epochs: int = 30
     """epochs from one to the other; shortened to the run where that is shorter"""
+    warmup_temperature_fraction: float | None = None
+    """most of the run that this takes; self-sizing recipes 0.3. None: no bound"""
     patch_start_epoch: int = 0
     """epochs without masks at the beginning, before the patch temperature warms up; ViT 0, Swin 50"""
     center_momentum: float = 0.9
@@ -110,6 +110,8 @@ class IBOTConfig(MethodConfig):
     """l of the first step; a cosine takes it to `momentum_end`. 0.9995 for batches of 256"""
     momentum_end: float = 1.0
     """l after the last step"""
+    teacher_every: float = 0.0
+    """epochs after which the teacher becomes the student's copy, instead of an average; a control. 0: average"""
     cls_weight: float = 1.0
     """lambda_1"""
     patch_weight: float = 1.0
@@ -118,6 +120,8 @@ class IBOTConfig(MethodConfig):
     """spread the student's global [CLS] features within a micro-batch; DINOv2 0.1, iBOT 0"""
     freeze_last_layer: float = 1.0
     """epochs in which the prototypes stay as they began; ViT-B is said to use 3. Less than the run!"""
+    freeze_fraction: float | None = None
+    """most of the run that this takes; self-sizing recipes 0.05. None: no bound"""
 
     def grids(self) -> tuple[tuple[int, int], ...]:
         return (self.vit.grid,) * len(self.masks)
@@ -128,19 +132,26 @@ class IBOTConfig(MethodConfig):
     def traps(self, epochs: float) -> list[str]:
         """The original's defaults that hurt short runs, as far as these settings have them."""
         unled = bool(self.masks) and not self.shared_head and bool(self.shared_head_teacher)
-        return traps(epochs, self.warmup_temperature_epochs, self.freeze_last_layer, unled)
+        return distill.traps(epochs, *self.lengths(epochs), self.patch_start_epoch if self.masks else 0, unled)
 
     def own_patches(self, shared: bool | None) -> int | None:
         """Patch prototypes of a head: None when it has none of its own."""
         shared = self.shared_head if shared is None else shared
         return None if shared or not self.masks else self.patch_prototypes or self.prototypes
 
+    def lengths(self, epochs: float) -> tuple[float, float]:
+        """Epochs in which the temperature rises and in which the prototypes rest, in a run of this length."""
+        return (
+            distill.within(self.warmup_temperature_epochs, self.warmup_temperature_fraction, epochs),
+            distill.within(self.freeze_last_layer, self.freeze_fraction, epochs),
+        )
+
     def temperatures(self, at: Progress) -> tuple[float, float]:
         """The teacher's temperatures of [CLS] and patches in this epoch."""
-        warmup, start = self.warmup_temperature_epochs, self.patch_start_epoch
+        warmup, start = self.lengths(at.epochs)[0], self.patch_start_epoch
         return (
-            warmed_up(self.warmup_temperature, self.teacher_temperature, warmup, at),
-            warmed_up(self.patch_warmup_temperature, self.patch_teacher_temperature, warmup, at, start),
+            distill.warmed_up(self.warmup_temperature, self.teacher_temperature, warmup, at),
+            distill.warmed_up(self.patch_warmup_temperature, self.patch_teacher_temperature, warmup, at, start),
         )
 
 
@@ -173,7 +184,9 @@ class IBOT(Method):
 
     def __init__(self, config: IBOTConfig):
         super().__init__()
-        check(config)
+        distill.check_crops(config.views, config.globals, len(config.masks), config.vit)
+        own = config.own_patches(config.shared_head_teacher) or config.prototypes
+        distill.check_heads(config.own_patches(config.shared_head) or config.prototypes, own)
         self.config = config
         self.mask_start = config.patch_start_epoch
         self.student = Network(config, teacher=False)
@@ -184,8 +197,7 @@ class IBOT(Method):
             {k: start[k if k in start else k.replace("patch_layer", "last_layer")] for k in self.teacher.state_dict()}
         )
         self.register_buffer("center", torch.zeros(config.prototypes))
-        own = config.own_patches(config.shared_head_teacher)
-        self.register_buffer("patch_center", torch.zeros(own or config.prototypes))
+        self.register_buffer("patch_center", torch.zeros(own))
 
     def forward(self, batch: Batch, at: Progress) -> Output:
         n, b = self.config.globals, len(batch.views[0])
@@ -202,11 +214,11 @@ class IBOT(Method):
         student = self.student.head.cls(z[:v]).unflatten(0, (-1, b)), self.student.head.patches(z[v:])
 
         teacher, sums = self.teach(image, hidden)
-        loss, metrics = self.loss(student, (teacher[0].unflatten(0, (-1, b)), teacher[1]), weight, at)
+        loss, metrics, seen = self.loss(student, (teacher[0].unflatten(0, (-1, b)), teacher[1]), weight, at)
         if self.config.koleo_weight:
-            spread = torch.stack([koleo(view) for view in cls[0].chunk(n)]).sum()
+            spread = torch.stack([distill.koleo(view) for view in cls[0].chunk(n)]).sum()
             loss, metrics["loss_koleo"] = loss + self.config.koleo_weight * spread, spread.detach()
-        return Output(loss, metrics, sums)
+        return Output(loss, metrics, sums | seen)
 
     def hide(
         self, batch: Batch, at: Progress
@@ -250,8 +262,8 @@ class IBOT(Method):
         teacher: tuple[Float[Tensor, "G B K"], Float[Tensor, "M K2"]],
         weight: Float[Tensor, "M"],
         at: Progress,
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Both losses, weighted and added, and what to log, from the logits of [CLS] and hidden patches.
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor], dict[str, Tensor]]:
+        """Both losses, weighted and added, what to log and `observed`, from the logits of [CLS] and hidden patches.
 
         The first views of the student are the teacher's; centers are those before this step.
         """
@@ -260,28 +272,31 @@ class IBOT(Method):
         with torch.autocast(weight.device.type, enabled=False):
             t = ((teacher[0].float() - self.center) / tau).softmax(-1)
             s = (student[0].float() / config.student_temperature).log_softmax(-1)
-            loss = loss_cls = cls_loss(t, s) * config.cls_weight
+            loss = loss_cls = distill.cls_loss(t, s) * config.cls_weight
             metrics = {"loss_cls": loss_cls.detach()}
-            metrics |= health(t.flatten(0, 1), s[: len(t)].flip(0).flatten(0, 1), self.center)
+            other = s[: len(t)].roll(1, 0) if len(t) > 1 else s[1:2]  # the next global crop, or the first local one
+            seen = distill.observed(t.flatten(0, 1), other.flatten(0, 1))
             if config.masks:
                 t = ((teacher[1].float() - self.patch_center) / patch_tau).softmax(-1)
                 s = (student[1].float() / config.student_temperature).log_softmax(-1)
                 loss_patch = -(weight * (t * s).sum(-1)).sum() * config.patch_weight
                 loss, metrics["loss_patch"] = loss_cls + loss_patch, loss_patch.detach()
-                some = slice(None, None, len(t) // HEALTH_SAMPLES + 1)
-                metrics |= health(t[some], s[some], self.patch_center, "patch_")
-        return loss, metrics
+                seen |= distill.observed(t, s, "patch_")
+        return loss, metrics, seen
 
     def before_step(self, at: Progress) -> None:
         """Drop the prototypes' gradients in the first epochs: None, so that AdamW neither moves nor decays."""
-        if at.epoch < self.config.freeze_last_layer:
+        if at.epoch < self.config.lengths(at.epochs)[1]:
             for parameter in self.student.head.last():
                 parameter.grad = None
 
-    def after_step(self, at: Progress, sums: dict[str, Tensor]) -> None:
-        """Move the teacher after the student, then the centers, from sums over all ranks."""
-        ema(self.teacher, self.student, StepCosine(self.config.momentum, 0.0, self.config.momentum_end)(at))
+    def after_step(self, at: Progress, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Move the teacher after the student, then the centers, from sums over all ranks; tell the teacher's health."""
+        every, average = self.config.teacher_every, StepCosine(self.config.momentum, 0.0, self.config.momentum_end)
+        ema(self.teacher, self.student, (EveryEpochs(every) if every else average)(at))
+        found = distill.health(sums, {"": self.center, "patch_": self.patch_center})
         self.update_centers(sums)
+        return found
 
     @torch.no_grad()
     def update_centers(self, sums: dict[str, Tensor]) -> None:
@@ -292,7 +307,7 @@ class IBOT(Method):
 
     def warning(self, lines: Sequence[Mapping[str, float]]) -> str | None:
         """Whether the teacher collapses, and what to do."""
-        return collapse_warning(lines, self.config.prototypes)
+        return distill.collapse_warning(lines, len(self.center), len(self.patch_center))
 
     def blocks(self) -> list[nn.Module]:
         return [*self.student.vit.blocks, *self.teacher.vit.blocks]
@@ -303,15 +318,3 @@ class IBOT(Method):
     def companions(self) -> dict[str, nn.Module]:
         """The student, whose scores are logged beside the teacher's."""
         return {"student": self.student.vit}
-
-
-def check(config: IBOTConfig) -> None:
-    """Refuse what cannot train, by value, place and cure."""
-    check_crops(config.views, config.globals, len(config.masks), config.vit)
-    heads = config.own_patches(config.shared_head), config.own_patches(config.shared_head_teacher)
-    scored = tuple(own or config.prototypes for own in heads)
-    if scored[0] != scored[1]:
-        raise ValueError(
-            f"the student has {scored[0]} patch prototypes and the teacher {scored[1]}; leave "
-            "--method.patch-prototypes out, or share neither head"
-        )

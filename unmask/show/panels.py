@@ -18,7 +18,7 @@ TOGETHER = {
     "prototypes in use": ("usage", "patch_usage"),
     "views agree": ("agreement", "patch_agreement"),
     "length of the center": ("center_norm", "patch_center_norm"),
-    "RankMe": ("labelfree/rankme/cls", "labelfree/rankme/mean"),
+    "RankMe": tuple(f"labelfree/rankme/{pool}{who}" for who in ("", "/student") for pool in ("cls", "mean")),
     "parts of the loss": ("loss_cls", "loss_patch", "loss_koleo"),
 }
 """numbers that are read side by side: `health/` on held-out images, `patch_` of patches, bare ones on the batch"""

@@ -14,15 +14,15 @@ from torch import Tensor
 from ..evaluate.features import evaluating
 from ..vit import ViT
 from .grid import grid, save
-from .picture import enlarge, frame, to_pictures
+from .picture import enlarge, frame, paste, to_pictures
 
-COLUMNS = ("image", "features", "nearest")
+COLUMNS = ("image", "features", "nearest", "prototype")
 QUERIES = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 158, 115))
 """red, green and blue of each query's box: told apart by the color-blind (Okabe and Ito 2008)"""
 
 
 class Panels(NamedTuple):
-    """The three pictures of every image."""
+    """The pictures of every image."""
 
     original: UInt8[np.ndarray, "B h w 3"]
     colors: UInt8[np.ndarray, "B h w 3"]
@@ -33,6 +33,8 @@ class Panels(NamedTuple):
     """between a query and the patch that is marked for it; 1 in the first image"""
     note: str
     """what one must know to read them rightly"""
+    prototypes: UInt8[np.ndarray, "B h w 3"] | None = None
+    """the patches of the most frequent prototypes, a color each, over the image in gray; None: not asked for"""
 
 
 @torch.no_grad()
@@ -89,8 +91,19 @@ def nearest(
     return place, highest
 
 
+def frequent(ids: Int[Tensor, "B N"], count: int) -> list[int]:
+    """The prototypes that most patches of all images have, the most frequent first; at most `count`."""
+    found, times = ids.unique(return_counts=True)
+    return found[times.argsort(descending=True, stable=True)[:count]].tolist()
+
+
 def compare(
-    vit: ViT, images: Float[Tensor, "B C h w"], mean: Sequence[float], std: Sequence[float], count: int = 5
+    vit: ViT,
+    images: Float[Tensor, "B C h w"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    count: int = 5,
+    ids: Int[Tensor, "B N"] | None = None,
 ) -> Panels:
     """Draw what the patch features of images have in common.
 
@@ -100,8 +113,9 @@ def compare(
         mean: of the images' normalization.
         std: likewise.
         count: query patches of the first image, at most six.
+        ids: the prototype of each patch of these images (iBOT); None: a network that has none.
     Returns:
-        three stacks of pictures, the cosines, and the note.
+        three stacks of pictures, or four with `ids`, the cosines, and the note.
     """
     patches, shape = features(vit, images)
     components, held = principal_colors(patches)
@@ -120,7 +134,18 @@ def compare(
         "one kind of patch. Boxes: patches that stand for parts of the first image and, in the same color, the "
         "nearest patch of each other image by cosine; there is always one, alike or not"
     )
-    return Panels(original, colors, marked, cosine.numpy(), note)
+    if ids is None:
+        return Panels(original, colors, marked, cosine.numpy(), note)
+    chosen = frequent(ids, len(QUERIES))
+    same = original.mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)
+    for color, one in zip(QUERIES, chosen, strict=False):
+        flat = np.broadcast_to(np.array(color, np.uint8), same.shape)
+        same = paste(same, flat, ids == one, shape)
+    note += (
+        f". Prototype: patches whose largest prototype is one of the {len(chosen)} most frequent of these images' "
+        f"{len(ids.unique())}, a color each; the rest is gray"
+    )
+    return Panels(original, colors, marked, cosine.numpy(), note, same)
 
 
 def draw(panels: Panels, path: str | Path, *, labels: Sequence[str] = (), title: str = "") -> Path:
@@ -134,7 +159,8 @@ def draw(panels: Panels, path: str | Path, *, labels: Sequence[str] = (), title:
     Returns:
         the path.
     """
-    rows = [list(row) for row in zip(*panels[:3], strict=True)]
+    drawn = [stack for stack in (*panels[:3], panels.prototypes) if stack is not None]
+    rows = [list(row) for row in zip(*drawn, strict=True)]
     said = ["queries", *(f"cosine {c.min():.2f} to {c.max():.2f}" for c in panels.cosine[1:])]
     names = [f"{name}\n{line}".strip() for name, line in zip(list(labels) or [""] * len(rows), said, strict=True)]
-    return save(grid(rows, rows=names, columns=COLUMNS, title=title, note=panels.note), path)
+    return save(grid(rows, rows=names, columns=COLUMNS[: len(drawn)], title=title, note=panels.note), path)

@@ -132,7 +132,7 @@ def loss(case: Case) -> Produced:
         batch = Batch(views=views, masks=masks, hidden=tuple(m.flatten().nonzero().flatten() for m in masks))
         _, hidden, weight = ibot.hide(batch, steps[epoch])
         b = len(masks[0])
-        both, metrics = ibot.loss(
+        both, metrics, _ = ibot.loss(
             (torch.cat(cls).unflatten(0, (-1, b)), student["student_patch"].flatten(0, 1)[hidden]),
             (given["teacher_cls"].unflatten(0, (-1, b)), given["teacher_patch"].flatten(0, 1)[hidden]),
             weight,
