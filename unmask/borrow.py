@@ -49,7 +49,9 @@ def start_from(spec: str, method: Method, heads: int | None = None) -> tuple[str
     if part:
         raise ValueError(f"--from {spec}: all weights are taken, student's and teacher's; leave :{part} out")
     if isinstance(method, BEiT):
-        if method.config.tokenizer_hash != run.config.method.tokenizer_hash:
+        lender = run.config.method
+        assert isinstance(lender, BEiTConfig)
+        if method.config.tokenizer_hash != lender.tokenizer_hash:
             bare = replace(of_run(run, at), beside={})
             return name, [
                 *fill(method, bare)[:-1],
@@ -80,7 +82,8 @@ def of_run(run: Run, step: int, part: str = "") -> Loaded:
     file = run.path / CLASSES
     named = isinstance(method, Classify) and file.is_file()
     names = tuple(json.loads(file.read_text(encoding="utf-8"))) if named else ()
-    return Loaded(looks, vit.config, vit.state_dict(), beside, data.mean, data.std, data.range, heads, names)
+    normed = method.config.norm_pixels if isinstance(method, MAE) else None
+    return Loaded(looks, vit.config, vit.state_dict(), beside, data.mean, data.std, data.range, heads, names, normed)
 
 
 def shaped(config: RunConfig, loaded: Loaded) -> RunConfig:

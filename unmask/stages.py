@@ -88,10 +88,14 @@ def with_borrowed_tokenizer(config: RunConfig) -> Callable[[], BEiT] | None:
     Returns:
         what `prepare` takes; None where the run starts from something else, or predicts another tokenizer.
     """
-    method, run = config.method, beit_run(config.init_from)
-    if run is None or not isinstance(method, BEiTConfig) or run.config.method.tokenizer_hash != method.tokenizer_hash:
+    method, spec = config.method, config.init_from or ""
+    run = beit_run(spec)
+    lent = run.config.method if run is not None else None
+    if run is None or not isinstance(method, BEiTConfig) or not isinstance(lent, BEiTConfig):
         return None
-    lender = run.method(parse_run(config.init_from)[1])
+    if lent.tokenizer_hash != method.tokenizer_hash:
+        return None
+    lender = run.method(parse_run(spec)[1])
     assert isinstance(lender, BEiT)
     return partial(method.build, lender.tokenizer)
 

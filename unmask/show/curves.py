@@ -95,7 +95,7 @@ def _lines(axes: Axes, label: str, series: dict[str, tuple[np.ndarray, np.ndarra
         dots: dict[str, Any] = {"marker": "o", "markersize": 3} if "/" in name else {}
         style = "--" if name.endswith("/student") else "-"
         color = PALETTE[bases.index(name.removesuffix("/student")) % len(PALETTE)]
-        axes.plot(places, values, color=color, linewidth=1.4, linestyle=style, label=legend(name), **dots)
+        axes.plot(places, values, color=color, linewidth=1.4, linestyle=style, label=legend(name, series), **dots)
     if label not in ("accuracy", "PSNR, dB", "SSIM"):  # once all lines are there: it fixes the top as well
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=0.0 if min(float(values.min()) for _, values in series.values()) >= 0 else low, top=high)

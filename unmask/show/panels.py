@@ -1,6 +1,6 @@
 """Which logged numbers a picture of a run shows side by side, and what it calls them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 PLAIN = {"step", "epoch", "images", "loss", "grad_norm", "lr", "img/s", "data_wait", "outside_step", "memory_gb"}
@@ -58,7 +58,7 @@ def panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
     return sorted(found, key=lambda panel: order.index(panel[0])) + [(name, [name]) for name in sorted(left)]
 
 
-def legend(name: str) -> str:
+def legend(name: str, among: Collection[str] = ()) -> str:
     """What a number is called beside others of its panel."""
     if name.startswith(("eval/", "labelfree/")):
         return name.partition("/")[2].replace("/", ", ").replace("knn", "k-NN")
@@ -67,6 +67,6 @@ def legend(name: str) -> str:
         return WORDS[bare]
     if name.startswith("patch_"):
         return "patches"
-    if bare in ("entropy", "kl_uniform", "agreement", "center_norm"):
+    if bare in ("entropy", "kl_uniform", "agreement", "center_norm") or f"patch_{name}" in among:
         return "[CLS]"
     return WORDS.get(bare, bare.replace("_", " ")) + (", held out" if name.startswith("health/") else ", batch")
