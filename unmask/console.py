@@ -3,6 +3,7 @@
 Everything goes to standard error, and only rank 0 speaks; standard output belongs to `--json`.
 """
 
+import os
 from pathlib import Path
 from types import TracebackType
 
@@ -16,12 +17,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+UNSEEN = 160
+"""columns of output that is no terminal"""
+
 
 class Console:
     """Lines and one progress bar on standard error; lines go to the run's log.txt as well."""
 
     def __init__(self, speaks: bool = True, log: Path | None = None):
         self.rich = RichConsole(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
+        if not self.rich.is_terminal and "COLUMNS" not in os.environ:
+            self.rich.width = UNSEEN  # a log file has room for a table's every column
         self.log = log if speaks else None
 
     def say(self, line: str) -> None:

@@ -30,6 +30,16 @@ LOOK = 500
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def millions(count: int) -> str:
+    """A number of parameters for people.
+
+    Example:
+        >>> millions(86_567_656), millions(24_800)
+        ('86.6 M', '0.025 M')
+    """
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e6:.2g} M"
+
+
 def describe(config: RunConfig, source: Source, method: Method, world: World) -> list[str]:
     """The first lines of a run: the arithmetic of what will happen."""
     assert config.device_batch is not None
@@ -42,7 +52,7 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
         rate += f" x {config.batch} / {optim.base_batch} = {optim.lr(config.batch):.3g}"
     data, length = config.data, steps * config.batch / len(source)
     lines = [
-        f"{config.recipe}: {trained / 1e6:.1f} M trained parameters, {backbone / 1e6:.1f} M in the backbone",
+        f"{config.recipe}: {millions(trained)} trained parameters, {millions(backbone)} in the backbone",
         f"{len(source):,} images of {data.train}, mean {_short(data.mean)}, std {_short(data.std)}",
         f"batch {config.device_batch} x {world.size} devices x {accumulate} micro-batches = {config.batch}, lr {rate}",
         f"{steps:,} steps, {length:.4g} epochs on {world.device} in {config.precision}, to {config.out}",

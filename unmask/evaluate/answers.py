@@ -136,7 +136,9 @@ class _Judge:
                 for k, predicted in predict(protocol, known_here, asked, numbers, seed, self.how.device).items():
                     said.setdefault((layer, k), []).append(predicted)
         return [
-            self._answer(protocol, pool, layer, k, predicted, draws, shots) for (layer, k), predicted in said.items()
+            self._answer(protocol, pool, layer, k, said[layer, k], draws, shots)
+            for k, chosen in wanted.items()
+            for layer in chosen
         ]
 
     def _best(self, protocol, pool, candidates, ks, seed, rows) -> dict[int | None, str | int]:
