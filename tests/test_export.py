@@ -193,6 +193,12 @@ def test_a_tokenizer_run_has_the_names_of_dall_e(tmp_path):
     back, truth = load_tokenizer(tmp_path / "out").state_dict(), codec.state_dict()
     assert all(torch.equal(back[name], truth[name]) for name in truth)
     assert "DALL-E" in (tmp_path / "out" / "README.md").read_text()
+    # a tokenizer without its run: drawn and exported again
+    file = tmp_path / "out" / "encoder.safetensors"
+    assert unmask("show", file, "tokens", photos, "--count", 2, "--out", tmp_path / "t.png").code == 0
+    assert unmask("export", file, "--format", "safetensors", "--out", tmp_path / "again").code == 0
+    again = load_tokenizer(tmp_path / "again").state_dict()
+    assert all(torch.equal(again[name], truth[name]) for name in truth)
 
 
 def test_dall_es_names_lead_back_to_the_same_codec(tmp_path):

@@ -12,11 +12,13 @@ from .config import DataConfig, MethodConfig, OptimConfig, RunConfig
 from .methods.base import Method
 from .methods.beit import BEiT, BEiTConfig
 from .methods.classify import Classify, ClassifyConfig
+from .methods.dvae import DVAE, DVAEConfig
 from .methods.ibot import IBOT, IBOTConfig
 from .methods.mae import MAE, MAEConfig
 from .models import exists, names_run, parse_run, read_weights, vit_of
 from .positions import pair
 from .run import CLASSES, Run
+from .tokenizers import load as load_tokenizer
 from .views import View
 from .vit import ViT, ViTConfig
 from .weights.adapt import fit
@@ -134,6 +136,10 @@ class Backbone(Method):
         return self.vit
 
 
+SHOWN = 112
+"""pixels of the images that a tokenizer without a run is shown: DALL-E's for BEiT"""
+
+
 class Borrowed(Run):
     """Weights from elsewhere in a run's place, for pictures."""
 
@@ -156,6 +162,8 @@ def pictured(spec: str, what: str, heads: int | None = None) -> tuple[Run, int |
     """
     if names_run(spec) or not exists(spec):
         return parse_run(spec)
+    if what == "tokens":
+        return Borrowed(spec, *_tokenizer(spec)), None, ""
     loaded = read_weights(spec, heads)
     painting = what == "reconstruction"
     if painting and "decoder.embed.weight" not in loaded.beside:
@@ -178,6 +186,17 @@ def pictured(spec: str, what: str, heads: int | None = None) -> tuple[Run, int |
         f"{spec} is {loaded.looks}: of weights without a run, attention, patches and an MAE's reconstruction are "
         f"drawn; for {what} make a run of them, unmask pretrain RECIPE DATA --from {spec}"
     )
+
+
+def _tokenizer(spec: str) -> tuple[RunConfig, DVAE]:
+    """The tokenizer of a file (tokenizers.load) as the dVAE that it was trained in, and its configuration."""
+    codec = load_tokenizer(spec)
+    side = SHOWN // codec.stride * codec.stride
+    method = DVAEConfig(codec=codec.config, views=(View(side, twin=side),))
+    made = method.build()
+    made.codec, made.average = codec, codec
+    data = DataConfig(channels=codec.channels)
+    return RunConfig("", method, data, OptimConfig()), made
 
 
 def _painter(spec: str, loaded: Loaded, config: RunConfig) -> tuple[RunConfig, MAE, list[str]]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from .. import tokenizers
 from ..borrow import of_run
 from ..methods.codec import Codec
 from ..methods.dvae import DVAEConfig
@@ -38,7 +39,7 @@ def open_subject(model: str, heads: int | None = None) -> Subject:
     """Open a MODEL for export.
 
     Args:
-        model: a run, a checkpoint or folder of any dialect, timm:NAME, hf:NAME, untrained:RECIPE.
+        model: a run, a checkpoint or folder of any dialect, a tokenizer, timm:NAME, hf:NAME, untrained:RECIPE.
         heads: attention heads, where the weights do not tell them.
     Raises:
         ValueError, FileNotFoundError: there is no such model, or it has no network.
@@ -51,7 +52,13 @@ def open_subject(model: str, heads: int | None = None) -> Subject:
         state = tensors(opened.backbone)
         return Subject(model, Loaded("an untrained ViT", opened.backbone.config, state, {}, opened.mean, opened.std))
     if not names_run(model):
-        return Subject(model, read_weights(model, heads))
+        try:
+            return Subject(model, read_weights(model, heads))
+        except ValueError as error:
+            try:  # perhaps a tokenizer
+                return Subject(model, tokenizers.load(model))
+            except ValueError:
+                raise error from None
     run, step, part = parse_run(model)
     step = run.latest() if step is None else step
     if isinstance(run.config.method, DVAEConfig):

@@ -219,8 +219,8 @@ def _refuse_tokenizer(state: State, contents: Contents) -> None:
     named = {"blocks.input.w", "codebook.weight"} & state.keys()
     if named or "unmask.codec" in contents.header:
         raise ValueError(
-            "it looks like a tokenizer (a discrete VAE), not a ViT; pretrain beit takes it with --tokenizer, and its "
-            "tokens are drawn of the dvae run that made it"
+            "it looks like a tokenizer (a discrete VAE), not a ViT; pretrain beit takes it with --tokenizer, "
+            "unmask show FILE tokens IMAGES draws it, unmask.tokenizers.load reads it"
         )
 
 
