@@ -68,7 +68,7 @@ def test_the_same_out_continues_whatever_only_changes_speed(photos, tmp_path, mo
     monkeypatch.setattr(train, "update", stop_after_two)
     said = nano(photos, tmp_path / "a", *SHORT, "--save-every", "1")
     assert said.code == 75
-    assert said.line == "stopped: here"
+    assert said.line == "stopped: stopped here"
     monkeypatch.setattr(train, "update", step)
     # the recipe by its Python name, the data by another path, other workers, device batch and interval
     said = unmask(

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:
         report |= {"ok": False, "error": message}
         if speaks or code == 1:
-            print(f"{'error' if code in (1, 2) else 'stopped'}: {message.removeprefix('stopped ')}", file=sys.stderr)
+            print(f"{'error' if code in (1, 2) else 'stopped'}: {message}", file=sys.stderr)
     if "--json" in rest and speaks:
         report["seconds"] = round(time.perf_counter() - begin, 3)
         print(json.dumps(report), flush=True)
