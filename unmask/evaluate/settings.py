@@ -107,6 +107,7 @@ def method_of(
         pool=how.pool,
         head_norm="after",
         drop_path=how.drop_path,
+        dropout=0.0,
         mask_token=False,
         pos_embed="learned" if vit.pos_embed == "sincos" else vit.pos_embed,  # trained from here on (MAE)
         rel_pos="per-block" if vit.rel_pos == "shared" else vit.rel_pos,
