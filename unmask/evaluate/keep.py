@@ -50,7 +50,8 @@ def tuned(
         folder = None if save is None else save / "training"
         learned = finetune(model, sources, truth, seed=seed, folder=folder, **options)
         if save is not None:
-            keep(Classifier(learned.vit, names, model.mean, model.std, model.value_range), learned.answer.row, save)
+            kept = Classifier(learned.vit, names, model.mean, model.std, model.value_range, frame=learned.frame)
+            keep(kept, learned.answer.row, save)
         return learned.answer
     labelled, found = np.flatnonzero(truth[0] >= 0), []
     for each in range(seed, seed + seeds):
