@@ -92,6 +92,10 @@ def test_save_keeps_one_classifier_only(tmp_path):
     ):
         with pytest.raises(ValueError, match="keeps one classifier"):
             evaluate(models, protocols, train, test, save=tmp_path)
+    for how in ({"probe": "mae"}, {"pools": ("cls+mean",)}, {"layers": "all"}):
+        with pytest.raises(ValueError, match=r"keeps the common linear probe|last block's cls or mean"):
+            evaluate([model()], ["linear"], train, test, save=tmp_path, **how)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
