@@ -21,6 +21,7 @@ from .answers import KS, answer, fitting
 from .features import Report
 from .keep import check_save, keep_linear, tuned
 from .labels import Note, match_labels
+from .metrics import balanced, top1
 from .paired import differences
 from .rows import COLUMNS, Answer
 from .shots import Shots
@@ -40,7 +41,7 @@ class Assessment(NamedTuple):
     differences: list[dict[str, Any]]
     """each model against the first and the untrained ones, paired (`paired.differences`)"""
     facts: dict[str, Any]
-    """versions, device, hashes of images and weights"""
+    """versions, device, hashes of images and weights; majority: what always the commonest class scores"""
     answers: list[Answer]
     """rows with the predictions behind them"""
 
@@ -185,6 +186,7 @@ def assess(
     finally:
         store.close()
     facts = _facts(models, (train, test), data, twice, how)
+    facts["majority"] = None if many or truth is None else _majority(train, *truth)
     return Assessment(rows, differences(answers, seed=seed), facts, answers)
 
 
@@ -222,6 +224,14 @@ def judge(
     """
     answers = answer(model, protocols, sources, truth, Settings(**settings), note=note, progress=progress)
     return [each.row for each in answers]
+
+
+def _majority(train: Source, known: Int[np.ndarray, "S"], asked: Int[np.ndarray, "Q"]) -> dict[str, Any]:
+    """The commonest class of the training images, and what always saying it scores on the test images."""
+    commonest, truth = int(np.bincount(known[known >= 0]).argmax()), asked[asked >= 0]
+    said = np.full_like(truth, commonest)
+    name = train.classes[commonest] if train.classes else commonest
+    return {"class": name, "top1": top1(said, truth), "balanced": balanced(said, truth)}
 
 
 def _facts(models, sources, data, twice: int, how: Settings) -> dict[str, Any]:
