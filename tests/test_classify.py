@@ -12,7 +12,7 @@ from toys import ALONE, Images
 from unmask import checkpoint
 from unmask.data.record import Record
 from unmask.methods.base import Batch, Progress
-from unmask.methods.classify import Classify, ClassifyConfig, soft_cross_entropy, soft_targets
+from unmask.methods.classify import Classify, ClassifyConfig, binary_cross_entropy, soft_cross_entropy, soft_targets
 from unmask.mixing import Mix
 from unmask.optim import build_optimizer
 from unmask.randaugment import RandAugment
@@ -147,3 +147,12 @@ def test_groups_go_through_the_optimizer_with_their_names():
     named = {n for g in optimizer.param_groups for n in g["names"]}
     assert named == {n for n, p in method.named_parameters() if p.requires_grad}
     assert ALONE.size == 1
+
+
+def test_the_sigmoid_loss_asks_of_each_class_and_starts_from_none():
+    method = ClassifyConfig(vit=VIT, views=(VIEW,), loss="sigmoid", head_bias=-10.0, smoothing=0.0).build()
+    assert (method.vit.head.bias == -10).all()
+    logits, target = torch.tensor([[0.0, 2.0], [-10.0, -10.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    by_hand = (math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-10)) + math.log(1 + math.exp(10))) / 2
+    assert binary_cross_entropy(logits, target).item() == pytest.approx(by_hand, rel=1e-6)
+    assert binary_cross_entropy(logits, target) > soft_cross_entropy(logits, target)

@@ -13,6 +13,7 @@ from cli_toys import SHORT, pictures, unmask
 import unmask as package
 from unmask import __version__
 from unmask.cli import main
+from unmask.recipes import RECIPES
 from unmask.verbs import VERBS, about
 
 ROOT = Path(__file__).parent.parent
@@ -153,12 +154,33 @@ def test_only_the_first_process_of_torchrun_prints_json(monkeypatch, capsys):
 
 
 def test_the_console_script_speaks_json_on_its_last_line_and_to_people_on_standard_error():
-    done = python("-W", "ignore", "-m", "unmask", "recipes", "--json", COLUMNS="100")
+    done = python("-W", "ignore", "-m", "unmask", "recipes", "--json", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["verb"] == "recipes"
-    assert "mae-vit-b16-in1k" in done.stderr  # whole, in a terminal of 100 columns
-    assert max(map(len, done.stderr.splitlines())) <= 100
+    assert "mae-vit-b16-in1k" in done.stderr  # whole, in a terminal of 80 columns
+    assert max(map(len, done.stderr.splitlines())) <= 80
+    assert len(done.stderr.splitlines()) <= 3 * len(RECIPES)
+
+
+def test_a_recipe_s_card_is_told_by_its_name():
+    said = unmask("recipes", "mae_vit_b16_in1k", "dino")
+    assert [card["recipe"] for card in said.json["recipes"]] == ["mae-vit-b16-in1k", "dino"]
+    assert "He et al. 2021, Table 8" in said.err and "H200 hours" in said.err
+    assert "did you mean dino?" in unmask("recipes", "dinno").line
+
+
+def test_the_seed_of_what_was_drawn_is_told(run, photos, tmp_path):
+    missing = ("evaluate", tmp_path / "nowhere", "knn", "--train", photos, "--test", photos)
+    assert unmask(*missing, "--seed", "7").json["seed"] == 7
+    assert unmask(*missing, "--seed=7").json["seed"] == 7
+    assert unmask(*missing).json["seed"] is None
+    out = tmp_path / "out"
+    assert unmask("export", run, "--format", "safetensors", "--out", out).json["seed"] is None
+    assert (
+        unmask("export", "untrained:mae-nano", "--format", "safetensors", "--out", out, "--overwrite").json["seed"] == 0
+    )
+    assert unmask("show", run, "curves", "--out", tmp_path / "c.png").json["seed"] == 0
 
 
 def test_evaluate_compares_models_on_the_same_images(run, photos, tmp_path):

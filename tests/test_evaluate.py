@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from unmask.data.record import Record
-from unmask.evaluate import EvalModel, Online, evaluate, table
+from unmask.evaluate import EvalModel, Online, assess, evaluate, table
 from unmask.vit import ViT, ViTConfig
 
 KEYS = [
@@ -161,15 +161,26 @@ def test_the_table_holds_every_model_and_the_best_pooling():
     assert "k-NN, k 5" in text
 
 
+def test_the_commonest_class_is_named_beside_the_numbers():
+    train, test = sets()
+    train.labels, test.labels = np.repeat([2, 0, 1], [30, 20, 10]), np.repeat([2, 0, 1], [9, 18, 18])
+    found = assess(models()[1:], ["knn"], train, test, ks=(5,))
+    assert found.facts["majority"] == {"class": "wide", "top1": 0.2, "balanced": pytest.approx(1 / 3)}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(found.rows, majority=found.facts["majority"]))
+    assert "always wide: 20.0 %" in " ".join(console.export_text().split())
+
+
 def test_online_evaluation_logs_both_poolings_and_leaves_the_backbone_in_training():
     train, test = sets(90, 60)
     online, backbone = Online(train, test, ks=(5, 500), max_images=50), vit().train()
-    scores = online(backbone, (16, 16), MEAN, STD)
+    model = EvalModel("run", backbone, (16, 16), MEAN, STD)
+    scores = online(model)
     pools = ("cls", "mean")
     assert set(scores) == {f"eval/{name}/{pool}" for name in ("knn", "knn-50", "linear") for pool in pools}
     assert all(0 <= value <= 1 for value in scores.values())
     assert backbone.training
-    assert scores == online(backbone, (16, 16), MEAN, STD)
+    assert scores == online(model)
 
 
 def test_online_evaluation_fails_before_training_not_after():

@@ -12,7 +12,7 @@ from skimage import data
 
 from unmask.export import hf
 from unmask.export.processor import write_processor
-from unmask.views import center
+from unmask.framing import center
 
 CASES = {
     "plain": {},

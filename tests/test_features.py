@@ -9,7 +9,6 @@ from skimage import data
 from unmask.data.record import Record
 from unmask.evaluate.crops import sample
 from unmask.evaluate.features import evaluating, extract, pixels
-from unmask.views import center
 from unmask.vit import ViT, ViTConfig
 
 PREPARED = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.25, 0.3)}
@@ -131,17 +130,6 @@ def test_pixel_features_are_at_most_768_numbers(size, channels, numbers):
     taken = pixels(source, size=size, mean=(0.5,) * channels, std=(0.25,) * channels, channels=channels)
     assert taken.values["pixels"].shape == (12, numbers)
     assert abs(taken.values["pixels"]).max() <= 2
-
-
-@pytest.mark.parametrize("size", [(32, 32), (32, 48), (96, 64), (128, 96)])
-def test_the_evaluation_frame_is_central_and_has_the_size(size):
-    image = torch.zeros(3, 200, 150, dtype=torch.uint8)
-    image[:, 95:105, 70:80] = 255
-    framed = center(image, size).float()
-    assert framed.shape == (3, *size)
-    rows, columns = framed[0].mean(1), framed[0].mean(0)
-    assert abs(float((rows * torch.arange(size[0])).sum() / rows.sum()) - (size[0] - 1) / 2) < 1
-    assert abs(float((columns * torch.arange(size[1])).sum() / columns.sum()) - (size[1] - 1) / 2) < 1
 
 
 def test_a_sample_of_a_source_is_fixed_by_its_seed():

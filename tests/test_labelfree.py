@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_features import Photos, small_vit
 
+from unmask.evaluate import EvalModel
 from unmask.evaluate.labelfree import LabelFree, alignment, effective_rank, lidar, rankme, uniformity
 
 
@@ -52,14 +53,14 @@ def test_uniformity_of_poles_of_one_point_and_of_independent_directions():
 
 def test_a_collapsed_backbone_is_seen_without_labels():
     source, vit = Photos(12), small_vit()
-    how = {"size": (32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model = EvalModel("toy", vit, (32, 32), (0.5,) * 3, (0.25,) * 3)
     measure = LabelFree(source, max_images=10)
-    healthy = measure(vit, **how)
-    assert healthy == measure(vit, **how)
+    healthy = measure(model)
+    assert healthy == measure(model)
     assert vit.training
     torch.nn.init.zeros_(vit.norm.weight)
     torch.nn.init.ones_(vit.norm.bias)
-    dead = measure(vit, **how)
+    dead = measure(model)
     for pool in ("cls", "mean"):
         assert dead[f"labelfree/rankme/{pool}"] == pytest.approx(1, abs=1e-3)
         assert dead[f"labelfree/uniformity/{pool}"] == pytest.approx(0, abs=1e-9)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from cli_toys import unmask
 from test_evaluate import Stripes, models
-from test_sources import image_cells
+from test_sources import image_cells, picture, write_tar
 
 from unmask.data.record import Subset, label_rows
 from unmask.data.sources import open_source
@@ -24,6 +24,21 @@ def test_a_parquet_column_of_lists_is_a_row_of_labels(tmp_path):
     expected = [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
     assert label_rows(source).astype(int).tolist() == expected
     assert label_rows(Subset(source, np.array([3, 0]))).astype(int).tolist() == [expected[3], expected[0]]
+
+
+def test_lists_in_a_tar_are_rows_of_labels(tmp_path):
+    members = {"a.png": picture(0), "a.cls": b"[0, 2]", "b.png": picture(1), "b.cls": b"[]", "c.png": picture(2)}
+    (tmp_path / "classes.json").write_text(json.dumps(["x", "y", "z"]))
+    source = open_source(str(write_tar(tmp_path / "l.tar", members)))
+    assert source.labels is None and source.classes == ["x", "y", "z"]
+    assert label_rows(source).astype(int).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(("text", "message"), [(b"3", "not the same kind|others are not"), (b"[-1]", "numbers from 0")])
+def test_lists_that_are_not_labels_are_refused(text, message, tmp_path):
+    members = {"a.png": picture(0), "a.cls": b"[0, 2]", "b.png": picture(1), "b.cls": text}
+    with pytest.raises(ValueError, match=message):
+        open_source(str(write_tar(tmp_path / "l.tar", members)))
 
 
 def test_scores_by_hand():

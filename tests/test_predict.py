@@ -12,8 +12,12 @@ from test_evaluate import MEAN, STD, sets, vit
 from unmask.data.sources import open_source
 from unmask.evaluate import EvalModel, LinearProbe, evaluate, extract
 from unmask.evaluate.classifier import Classifier, linear_classifier, read_classifier, write_classifier
+from unmask.export.processor import processor
+from unmask.export.subject import of_classifier
+from unmask.framing import Frame
 from unmask.predict import open_classifier, predict
 from unmask.vit import ViT, ViTConfig
+from unmask.weights.unmask import write
 
 NAMES = ["across", "down", "wide"]
 
@@ -88,6 +92,10 @@ def test_save_keeps_one_classifier_only(tmp_path):
     ):
         with pytest.raises(ValueError, match="keeps one classifier"):
             evaluate(models, protocols, train, test, save=tmp_path)
+    for how in ({"probe": "mae"}, {"pools": ("cls+mean",)}, {"layers": "all"}):
+        with pytest.raises(ValueError, match=r"keeps the common linear probe|last block's cls or mean"):
+            evaluate([model()], ["linear"], train, test, save=tmp_path, **how)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +142,12 @@ def test_evaluate_saves_a_probe_that_predict_and_evaluate_use(run, photos, tmp_p
     assert right == pytest.approx(best)  # tested on the images that it learned from
     assert read_classifier(kept).about["top1"] == best
     assert unmask("evaluate", kept, "knn", *words, "--k", "3").code == 0
+    assert unmask("export", kept, "--format", "safetensors", "--out", tmp_path / "out").code == 0
+    truth, said = (
+        predict(str(place), open_source(str(photos), "none"), workers=0) for place in (kept, tmp_path / "out")
+    )
+    np.testing.assert_allclose(said.probabilities, truth.probabilities, atol=1e-5)
+    assert said.classes == truth.classes and truth.classes[0][0] in "abc"
 
 
 @pytest.mark.parametrize("form", ["safetensors", "timm", "hf"])
@@ -190,3 +204,15 @@ def test_labels_of_a_source_without_labels_are_no_obstacle(run, photos):
     source = open_source(str(photos), "none")
     assert len(predict(str(run), source, workers=0).keys) == 24
     assert vit().config.classes == 0
+
+
+def test_a_classifier_keeps_the_crop_that_it_was_judged_by(tmp_path):
+    network = ViT(ViTConfig(image_size=16, patch=4, width=24, depth=1, heads=3, classes=3))
+    made = Classifier(network, NAMES, MEAN, STD, frame=Frame("bilinear", 225))
+    write_classifier(tmp_path, made)
+    assert read_classifier(tmp_path).frame == Frame("bilinear", 225)
+    loaded = of_classifier(read_classifier(tmp_path))
+    assert loaded.frame == Frame("bilinear", 225) and processor(loaded)["resample"] == 2
+    (tmp_path / "out").mkdir()
+    write(loaded, tmp_path / "out")
+    assert open_classifier(str(tmp_path / "out")).frame == Frame("bilinear", 225)

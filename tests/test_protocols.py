@@ -181,6 +181,17 @@ def test_a_models_own_pooling_and_layer_are_the_default():
     assert (row["probe"], row["layer"], row["features"]) == ("mae", "last", "cls")
 
 
+def test_attentive_reads_the_last_layer_of_a_network_and_says_so():
+    (network, pixels), (train, test), notes = models(), sets(24, 12), []
+    with pytest.raises(ValueError, match=r"pixels have no patch tokens .* give knn or linear, not attentive"):
+        assess([pixels], ["attentive"], train, test)
+    with pytest.raises(ValueError, match="attentive reads the patches of the last layer: leave --layers all out"):
+        assess([network], ["attentive"], train, test, layers="all")
+    rows = assess([network], ["knn", "attentive"], train, test, layers="all", ks=(5,), note=notes.append).rows
+    assert {row["layer"] for row in rows if row["protocol"] == "attentive"} == {"last"}
+    assert "attentive reads the patches of the last layer: --layers all is for knn" in notes
+
+
 def test_differences_are_paired_against_the_first_and_the_untrained():
     run, pixels = models()
     train, test = sets()

@@ -91,3 +91,34 @@ def test_names_take_hyphens_or_underscores_and_the_nearest_is_named():
 
 def test_a_recipe_is_a_value():
     assert all(dataclasses.is_dataclass(recipe(Facts())) and recipe(Facts()) == recipe(Facts()) for recipe in RECIPES)
+
+
+def test_the_modern_vit_from_scratch_is_mae_s_table_11():
+    config = find("supervised-vit-b16-in1k")(Facts())
+    method, optim, (view,) = config.method, config.optim, config.method.views
+    assert (method.vit.width, method.vit.depth, method.vit.heads, method.vit.patch) == (768, 12, 12, 16)
+    assert (method.vit.drop_path, method.vit.dropout, method.vit.pool) == (0.1, 0.0, "mean")
+    assert (method.smoothing, method.average, method.layer_decay, method.loss) == (0.1, 0.9999, 1.0, "softmax")
+    assert (optim.name, optim.betas, optim.weight_decay, optim.clip) == ("adamw", (0.9, 0.95), 0.3, None)
+    assert (optim.warmup_epochs, optim.schedule, optim.min_lr) == (20.0, "epoch", 1e-6)
+    assert (config.batch, config.epochs) == (4096, 300.0)
+    assert optim.lr(config.batch) == pytest.approx(1.6e-3)
+    assert (view.randaugment.magnitude, view.randaugment.spread, view.erase) == (9.0, 0.5, 0.0)
+    assert (view.mix.mixup, view.mix.cutmix, view.mix.p, view.scale) == (0.8, 1.0, 1.0, (0.08, 1.0))
+
+
+def test_the_original_vit_from_scratch_is_its_table_3():
+    config = find("supervised-vit-b16-in1k-original")(Facts())
+    method, optim, (view,) = config.method, config.optim, config.method.views
+    assert (method.vit.dropout, method.vit.drop_path, method.vit.pool) == (0.1, 0.0, "cls")
+    assert (method.vit.init, method.vit.gelu, method.vit.image_size) == ("jax", "tanh", 224)
+    assert (method.smoothing, method.loss, method.head_bias, method.average) == (0.0, "sigmoid", -10.0, None)
+    assert (optim.name, optim.betas, optim.weight_decay) == ("adamw", (0.9, 0.999), 0.3)
+    assert (optim.lr(config.batch), optim.min_lr, optim.clip, optim.clip_by) == (3e-3, 0.0, 1.0, "global")
+    assert optim.warmup_epochs * 1_281_167 / config.batch == pytest.approx(10_000)
+    assert (config.batch, config.epochs) == (4096, 300.0)
+    assert (view.scale, view.interpolation, view.flip) == ((0.05, 1.0), "bilinear", 0.5)
+    assert (view.randaugment, view.mix, view.erase, view.jitter) == (None, None, 0.0, None)
+    assert (config.data.mean, config.data.std) == ((0.5,) * 3, (0.5,) * 3)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in method.build().parameters()) == 86_567_656  # fidelity 1.2

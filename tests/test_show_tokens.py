@@ -6,13 +6,14 @@ import torch
 from cli_toys import SHORT, pictures, unmask
 from test_show import MEAN, STD, photographs, size_of
 
+from unmask.framing import center
 from unmask.masks import BlockMask
 from unmask.methods.beit import BEiT, BEiTConfig
 from unmask.methods.codec import CodecConfig, build_codec
 from unmask.pictures import _central
 from unmask.show import tokens
 from unmask.show.picture import GRAY
-from unmask.views import View, center, crop, twin
+from unmask.views import View, crop, twin
 from unmask.vit import ViTConfig
 
 CODEC = CodecConfig(vocab=24, stride=4, width=8, groups=3, blocks=1, code_width=8)

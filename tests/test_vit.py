@@ -174,6 +174,21 @@ def test_drop_path_rises_from_nothing_at_the_first_block_to_all_at_the_last():
     assert rates[0] == (0.0, 0.0)
 
 
+def test_dropout_is_after_positions_attention_gelu_and_mlp_and_off_in_evaluation():
+    vit, x = tiny(dropout=0.25), images()
+    torch.testing.assert_close(vit(x).patches, tiny()(x).patches, rtol=0, atol=0)
+    seen = {}
+    for name, part in vit.named_modules():
+        if isinstance(part, nn.Dropout):
+            part.register_forward_hook(lambda part, given, made, name=name: seen.setdefault(name, []).append(made))
+    vit.train()(x)
+    assert {name: len(calls) for name, calls in seen.items()} == {
+        "pos_drop": 1, "blocks.0.drop": 1, "blocks.0.mlp.drop": 2, "blocks.1.drop": 1, "blocks.1.mlp.drop": 2,
+    }  # fmt: skip
+    zeros = torch.cat([(made == 0).float().flatten() for calls in seen.values() for made in calls]).mean()
+    assert 0.2 < zeros < 0.3
+
+
 @pytest.mark.parametrize("value", [0.1, 1e-5])
 def test_layer_scale_multiplies_each_branch_inside_drop_path(value):
     torch.manual_seed(0)

@@ -64,15 +64,16 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two layers with a GELU between them."""
 
-    def __init__(self, width: int, ratio: float = 4.0, gelu: Literal["erf", "tanh"] = "erf"):
+    def __init__(self, width: int, ratio: float = 4.0, gelu: Literal["erf", "tanh"] = "erf", dropout: float = 0.0):
         super().__init__()
         hidden = int(width * ratio)
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU(approximate="none" if gelu == "erf" else "tanh")
         self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class LayerScale(nn.Module):
@@ -101,7 +102,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); dropout ends the attention and both layers of the MLP."""
 
     def __init__(
         self,
@@ -113,19 +114,21 @@ class Block(nn.Module):
         rel_pos: tuple[int, int] | None = None,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        dropout: float = 0.0,
         norm_eps: float = 1e-6,
         gelu: Literal["erf", "tanh"] = "erf",
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads, qkv_bias, rel_pos)
+        self.drop = nn.Dropout(dropout)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, mlp_ratio, gelu)
+        self.mlp = Mlp(width, mlp_ratio, gelu, dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B T D"], bias: Float[Tensor, "H T T"] | None = None) -> Float[Tensor, "B T D"]:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), bias)))
+        x = x + self.drop_path1(self.ls1(self.drop(self.attn(self.norm1(x), bias))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

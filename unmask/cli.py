@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in rest:
             traceback.print_exc()
     if code:
-        report |= {"ok": False, "error": message}
+        report |= {"ok": False, "error": message, "seed": _asked_seed(rest)}
         if speaks or code == 1:
             print(f"{'error' if code in (1, 2) else 'stopped'}: {message}", file=sys.stderr)
     if "--json" in rest and speaks:
@@ -73,6 +73,13 @@ def overview() -> str:
         f"`unmask VERB --help` tells a verb's options; --json prints one JSON object; --debug a traceback.\n"
         f"start with: unmask demo\n"
     )
+
+
+def _asked_seed(words: Sequence[str]) -> int | None:
+    """The seed that a command named, where it failed; None: it named none, or no number."""
+    joined = [word for part in words for word in part.split("=", 1)] if words else []
+    after = joined[joined.index("--seed") + 1 :] if "--seed" in joined else []
+    return int(after[0]) if after and after[0].isdecimal() else None
 
 
 def _exit_code(error: Exception) -> int:

@@ -18,6 +18,7 @@ from .config import UsageError
 from .data.decode import decode
 from .data.sources import BadImage, Source, holdout_split, open_source
 from .data.stream import Stream
+from .framing import center, margin
 from .masks import MaskPolicy
 from .methods.base import Method
 from .methods.beit import BEiT
@@ -30,7 +31,7 @@ from .randomness import key
 from .run import Run
 from .show import attention, augmentations, curves, patches, reconstruction, tokens
 from .step import to_device
-from .views import Plan, center, crop, margin, twin
+from .views import Plan, crop, twin
 from .vit import ViT
 
 

@@ -78,7 +78,7 @@ def _of_weights(spec: str, heads: int | None, note: Note, cure: str) -> Classifi
     for line in describe(loaded):
         note(line)
     names = list(loaded.classes) or [str(i) for i in range(loaded.vit.classes)]
-    return Classifier(loaded.build(), names, loaded.mean, loaded.std, loaded.range, {"model": spec})
+    return Classifier(loaded.build(), names, loaded.mean, loaded.std, loaded.range, {"model": spec}, loaded.frame)
 
 
 def predict(
@@ -110,7 +110,7 @@ def predict(
     source = open_source(images, "none") if isinstance(images, str) else images
     said = classify(
         classifier.vit.to(device), source, mean=classifier.mean, std=classifier.std,
-        value_range=classifier.value_range, device=device, workers=workers, progress=progress,
+        value_range=classifier.value_range, frame=classifier.frame, device=device, workers=workers, progress=progress,
     )  # fmt: skip
     best = np.argsort(-said.probabilities, axis=1, kind="stable")[:, :top]
     chances = np.take_along_axis(said.probabilities, best, axis=1)

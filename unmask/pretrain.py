@@ -22,7 +22,7 @@ from .data.classes import class_names
 from .data.sources import Source, holdout_split, open_source
 from .data.stream import HostBatch
 from .data.survey import survey
-from .evaluate import LabelFree, Online, classify, renumbered, top1
+from .evaluate import EvalModel, LabelFree, Online, classify, renumbered, top1
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
 from .methods.beit import BEiT
@@ -212,9 +212,8 @@ def carry_out(plan: Plan) -> Run:
 
         def judge(backbone: torch.nn.Module) -> dict[str, float]:
             assert isinstance(backbone, ViT)
-            return online(
-                backbone, size, data.mean, data.std, channels=data.channels, value_range=data.range, device=world.device
-            )
+            model = EvalModel("backbone", backbone, size, data.mean, data.std, data.channels, data.range)
+            return online(model, device=world.device)
 
         evaluate = judge
 

@@ -19,6 +19,7 @@ from .config import MethodConfig, RunConfig, differences
 from .data.decode import decode
 from .data.sources import BadImage, Source
 from .forecast import read_budget
+from .framing import center
 from .methods.base import Progress
 from .methods.beit import BEiT, BEiTConfig
 from .methods.codec import Codec, CodecConfig
@@ -28,7 +29,6 @@ from .models import names_run, parse_run
 from .positions import pair
 from .run import Run
 from .tokenizers import FILE, fingerprint, load, save
-from .views import center
 
 RECORD = "tokenizer.json"
 """what a BEiT run calls the record of its tokenizer"""

@@ -14,16 +14,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
 from . import randaugment
 from .erasing import Erased, draw_erased, erase
+from .framing import resize
 from .mixing import Mix, Mixed, mix_images
 from .photometry import LARGEST_RADIUS, OPERATIONS, photometry
-from .positions import pair
 from .randaugment import RandAugment
 
 
@@ -222,46 +221,6 @@ def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
     pixels = np.dstack([np.array(image) for image in images])
     drawn = torch.from_numpy(pixels).permute(2, 0, 1)
     return drawn.flip(-1) if plan.flip else drawn
-
-
-def margin(size: tuple[int, int]) -> float:
-    """How much larger than the evaluation crop (h, w) an image is made before it is cut: 256/224, or not at all."""
-    return 256 / 224 if 96 <= min(size) < 384 else 1.0
-
-
-def center(
-    image: UInt8[Tensor, "C H W"], size: int | tuple[int, int], interpolation: str = "bicubic"
-) -> UInt8[Tensor, "C h w"]:
-    """Cut the evaluation crop: no randomness.
-
-    The papers' protocol: short side to round(256 / 224 * size), bicubic, then the center. Nothing is trimmed, the
-    short side goes to `size`, from 384 pixels on (as the papers do) and below 96 (small images are framed tight).
-
-    Args:
-        image: any size.
-        size: side of the result, or (height, width), in pixels.
-        interpolation: nearest for masks of class numbers.
-    """
-    h, w = pair(size)
-    height, width = image.shape[1:]
-    least_h, least_w = (round(margin((h, w)) * side) for side in (h, w))
-    if height * least_w <= width * least_h:  # the height limits; torchvision truncates the other side
-        shape = (least_h, max(least_w, int(least_h * width / height)))
-    else:
-        shape = (max(least_h, int(least_w * height / width)), least_w)
-    image = resize(image, shape, interpolation)
-    top, left = round((shape[0] - h) / 2), round((shape[1] - w) / 2)
-    return image[:, top : top + h, left : left + w]
-
-
-def resize(image: UInt8[Tensor, "C H W"], shape: tuple[int, int], interpolation: str) -> UInt8[Tensor, "C h w"]:
-    """Resize with antialiasing, as Pillow does; channels last in memory, which is ATen's fast path."""
-    if tuple(image.shape[1:]) == tuple(shape):
-        return image
-    if interpolation == "nearest":
-        return F.interpolate(image[None], size=tuple(shape), mode="nearest-exact")[0]
-    batch = image[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(batch, size=tuple(shape), mode=interpolation, align_corners=False, antialias=True)[0]
 
 
 def gray_mean(image: UInt8[Tensor, "C H W"]) -> float:

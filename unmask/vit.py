@@ -54,6 +54,8 @@ class ViTConfig:
     """initial gamma on both residual branches; BEiT-B 0.1, BEiT-L 1e-5"""
     drop_path: float = 0.0
     """chance to skip the last block's branches; rises linearly from 0 at the first block"""
+    dropout: float = 0.0
+    """chance of a feature to be zeroed after positions, attention, GELU and MLP; 0.1 in ViT, 0 in all methods since"""
     registers: int = 0
     """extra tokens after the class token, without positions (Darcet et al. 2023)"""
     mask_token: bool = False
@@ -165,6 +167,7 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + gh * gw, d))
         shared = config.rel_pos == "shared"
         self.rel_pos_bias = RelativePositionBias(config.grid, config.heads) if shared else None
+        self.pos_drop = nn.Dropout(config.dropout)
         rates = np.linspace(0.0, config.drop_path, config.depth)  # fidelity: block 0 gets 0, the last all
         self.blocks = nn.ModuleList(self.block(float(rate)) for rate in rates)
         after = config.normalizes_after_pooling
@@ -184,6 +187,7 @@ class ViT(nn.Module):
             rel_pos=config.grid if config.rel_pos == "per-block" else None,
             layer_scale=config.layer_scale,
             drop_path=drop_path,
+            dropout=config.dropout,
             norm_eps=config.norm_eps,
             gelu=config.gelu,
         )
@@ -223,7 +227,7 @@ class ViT(nn.Module):
             at, cls = pos[:, 1:], cls + pos[:, :1]
             x = x + (at if keep is None else gather(at, keep))
         prefix = cls if self.reg_token is None else torch.cat([cls, self.reg_token], dim=1)
-        return torch.cat([prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1), grid
+        return self.pos_drop(torch.cat([prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)), grid
 
     def forward(
         self,

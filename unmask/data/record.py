@@ -95,7 +95,7 @@ class Subset:
 
 
 def label_rows(source: Source) -> np.ndarray | None:
-    """Of a source whose images have several labels each (a parquet column of lists): bool [n C]."""
+    """Of a source whose images have several labels each (lists in parquet's `label` or a tar's key.cls): bool [n C]."""
     return getattr(source, "label_rows", None)
 
 

@@ -57,9 +57,10 @@ class Shards:
 def open_tar(name: str, files: list[Path]) -> Shards:
     """Open tar shards; the index is built at the first opening and kept in the cache.
 
-    Labels are the integers or words in `key.cls`; for integers, a `classes.json` beside the shards (a
-    list) may give names. Directories, links, hidden files and members that are neither image nor
-    .cls are passed over: nothing is ever unpacked, so no member's name can do harm.
+    Labels are the integers, the words or the lists of integers (`[0, 2]`: several labels) in `key.cls`; for
+    integers, a `classes.json` beside the shards (a list) may give names. Directories, links, hidden files
+    and members that are neither image nor .cls are passed over: nothing is ever unpacked, so no member's
+    name can do harm.
 
     Raises:
         ValueError: a shard is compressed, damaged or cut short, or there is no image in any.
@@ -69,18 +70,47 @@ def open_tar(name: str, files: list[Path]) -> Shards:
         wanted = ", ".join(f"key.{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{name}: no images in {len(files)} tar shards; looked for members {wanted}")
     beside, classes = files[0].parent / "classes.json", index.classes
-    if classes is None and index.labels is not None and beside.is_file():
+    if classes is None and (index.labels is not None or index.many is not None) and beside.is_file():
         classes = [str(word) for word in json.loads(beside.read_text())]
-        if index.most >= len(classes):
-            raise ValueError(f"{beside}: {len(classes)} names for labels up to {index.most}")
+        most = index.most if index.many is None else int(index.many[:, 1].max(initial=-1))
+        if most >= len(classes):
+            raise ValueError(f"{beside}: {len(classes)} names for labels up to {most}")
     return Shards(name, files, index, classes)
 
 
 def _index_tars(files: list[Path], building: Path) -> None:
+    many: list[tuple[int, int]] = []
+    lists = plain = 0  # texts of either kind
     with Writer(building) as writer:
         for number, part in enumerate(_read_tars(files)):
+            listed = [word.startswith(b"[") for word in part.words]
+            lists, plain = lists + sum(listed), plain + len(listed) - sum(listed)
+            if lists and plain:
+                raise ValueError(f"{files[number]}: some key.cls are lists and others are not; give all the same kind")
+            if lists:
+                rows = [_numbers(word, files[number]) for word in part.words]
+                many += [(writer.count + i, label) for i, at in enumerate(part.word) if at >= 0 for label in rows[at]]
+                part = part._replace(words=[], word=np.full(len(part.word), -1))
             writer.add(number, part)
+        if lists:
+            _keep_many(many, building)
         writer.finish()
+
+
+def _numbers(text: bytes, file: Path) -> list[int]:
+    """Read a list of labels, such as `[0, 2]`."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        row = None
+    if not isinstance(row, list) or not all(type(label) is int and label >= 0 for label in row):
+        raise ValueError(f"{file}: key.cls says {readable(text)[:60]}; give a list of numbers from 0 up, as in [0, 2]")
+    return row
+
+
+def _keep_many(many: list[tuple[int, int]], building: Path) -> None:
+    """Write pairs of image and label, where an image has a list of them, for Index."""
+    np.array(many, "<i8").reshape(-1, 2).tofile(building / "many.bin")
 
 
 def _read_tars(files: list[Path]) -> Iterator[Part]:
@@ -198,7 +228,7 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
         if lists and (lists != writer.count or min((label for _, label in many), default=0) < 0):
             raise ValueError(f"{files[0]}: `label` must be lists of numbers from 0 up in every file")
         if lists:
-            np.array(many, "<i8").reshape(-1, 2).tofile(building / "many.bin")
+            _keep_many(many, building)
         writer.finish(names)
 
 

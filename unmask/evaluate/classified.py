@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 
 from ..data.record import Source
+from ..framing import PLAIN, Frame
 from ..vit import ViT
-from .crops import crops
+from .crops import CenterCut, crops
 from .features import Report, evaluating
 
 
@@ -33,6 +34,7 @@ def classify(
     mean: Sequence[float],
     std: Sequence[float],
     value_range: tuple[float, float] | None = None,
+    frame: Frame = PLAIN,
     device: torch.device | str = "cpu",
     batch: int = 256,
     workers: int = -1,
@@ -45,6 +47,7 @@ def classify(
         source: images, with or without labels; unreadable ones are skipped and listed.
         mean, std: of the training, one number a channel, for images in [0, 1].
         value_range: for 16-bit and float images, what becomes 0 and 255.
+        frame: the crop, where it is not the usual one.
         device: where to compute, in fp32.
         batch: images a forward pass.
         workers: decoding processes; -1: up to four, none for small sets.
@@ -52,11 +55,11 @@ def classify(
     Raises:
         ValueError: no image can be read, or a score is not finite.
     """
-    config = vit.config
+    config, cut = vit.config, CenterCut(vit.config.image_hw, frame)
     offset, spread = (torch.tensor(v, dtype=torch.float32, device=device).view(-1, 1, 1) for v in (mean, std))
     parts, labels, keys, rows, skipped = [], [], [], [], []
     with evaluating(vit), torch.no_grad():
-        for chunk in crops(source, config.image_hw, config.channels, value_range, batch, workers):
+        for chunk in crops(source, config.image_hw, config.channels, value_range, batch, workers, cut):
             if chunk.keys:
                 images = (chunk.images.to(device, torch.float32) / 255 - offset) / spread
                 parts.append(vit.logits(images).float().softmax(1).cpu().numpy())

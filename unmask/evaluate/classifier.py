@@ -21,6 +21,7 @@ from torch import nn
 
 from ..checkpoint import write_atomically
 from ..config import from_json, to_json
+from ..framing import PLAIN, Frame
 from ..vit import ViT, ViTConfig
 from .probe import FittedLinear
 from .take import EvalModel
@@ -41,6 +42,8 @@ class Classifier(NamedTuple):
     value_range: tuple[float, float] | None = None
     about: dict[str, Any] = {}
     """where it comes from: protocol, model, scores"""
+    frame: Frame = PLAIN
+    """how images are cut"""
 
 
 def linear_classifier(model: EvalModel, fitted: FittedLinear, pool: str, classes: list[str]) -> Classifier:
@@ -87,6 +90,7 @@ def write_classifier(folder: Path, classifier: Classifier) -> Path:
         "mean": classifier.mean,
         "std": classifier.std,
         "range": classifier.value_range,
+        "frame": classifier.frame,
         "about": classifier.about,
     }
     write_atomically(folder / FILE, json.dumps(text, indent=1) + "\n")
@@ -115,12 +119,13 @@ def read_classifier(folder: Path) -> Classifier:
         vit.load_state_dict(load_file(weights))
         limits = None if text["range"] is None else (float(text["range"][0]), float(text["range"][1]))
         classes, about = [str(name) for name in text["classes"]], dict(text["about"])
+        frame = Frame(*text.get("frame", PLAIN))
         mean, std = tuple(map(float, text["mean"])), tuple(map(float, text["std"]))
-    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {why}); make it again with evaluate --save"
         ) from None
     if len(classes) != config.classes:
         raise ValueError(f"{file}: {len(classes)} names for a head of {config.classes} classes; make it again")
-    return Classifier(vit.eval(), classes, mean, std, limits, about)
+    return Classifier(vit.eval(), classes, mean, std, limits, about, frame)

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.decode import decode
 from ..data.record import BadImage, Source, Subset
+from ..framing import PLAIN, Frame, center
 from ..randomness import key
-from ..views import View, center, crop, plan
+from ..views import View, crop, plan
 
 
 class Chunk(NamedTuple):
@@ -41,9 +42,10 @@ class CenterCut:
     """The evaluation crop of every image."""
 
     size: tuple[int, int]
+    frame: Frame = PLAIN
 
     def __call__(self, image: UInt8[Tensor, "C H W"], place: int) -> UInt8[Tensor, "C h w"]:
-        return center(image, self.size)
+        return center(image, self.size, self.frame)
 
 
 @dataclass(frozen=True)

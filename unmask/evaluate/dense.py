@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 
 from ..data.folder import Folder
 from ..data.record import Source
+from ..framing import Frame, center
 from ..randomness import key
-from ..views import center
 from .features import Report
 from .knn import KNN
 from .labels import Note
@@ -129,7 +129,7 @@ def read_mask(image: str, mask: str, size: tuple[int, int]) -> UInt8[np.ndarray,
         values = np.array(drawn).astype(np.int64)
     if values.min() < 0 or values.max() > IGNORED:
         raise ValueError(f"{mask}: values {values.min()} to {values.max()}; classes are 0 to 254, and 255 for none")
-    return center(torch.from_numpy(values.astype(np.uint8))[None], size, "nearest")[0].numpy()
+    return center(torch.from_numpy(values.astype(np.uint8))[None], size, Frame("nearest"))[0].numpy()
 
 
 def patch_classes(mask: UInt8[np.ndarray, "h w"], grid: tuple[int, int]) -> Int[np.ndarray, "N"]:

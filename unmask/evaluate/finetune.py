@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from ..config import DataConfig, RunConfig
 from ..data.record import Source
+from ..framing import Frame
 from ..methods.classify import Classify
 from ..parallel import World
 from ..train import prepare, train
@@ -35,6 +36,8 @@ class Learned(NamedTuple):
     """what it says of the test images, of protocol `finetune`"""
     vit: ViT
     """with its head; on the CPU, in evaluation mode"""
+    frame: Frame
+    """how its test images were cut"""
 
 
 class Relabelled:
@@ -124,15 +127,16 @@ def finetune(
         run = train(config, source, world, built)
         vit = run.backbone().to(world.device)
     said = classify(
-        vit, sources[1], mean=model.mean, std=model.std, value_range=model.value_range, device=device, workers=workers
-    )
+        vit, sources[1], mean=model.mean, std=model.std, value_range=model.value_range, frame=how.frame,
+        device=device, workers=workers,
+    )  # fmt: skip
     if said.skipped and note:
         note(f"test: {len(said.skipped)} of {len(sources[1])} images skipped, first: {said.skipped[0]}")
     asked, known_places = truth[1][said.rows], truth[1][said.rows] >= 0
     predicted = said.probabilities.argmax(1)[known_places]
     names = (model.name, "finetune", how.pool, "last", None)
     answer = scored(names, [predicted], asked[known_places], said.rows[known_places], len(known), seed=seed)
-    return Learned(answer, vit.cpu())
+    return Learned(answer, vit.cpu(), how.frame)
 
 
 def describe(config: RunConfig, images: int) -> str:

@@ -16,16 +16,24 @@ from .finetune import finetune
 from .probe import LinearProbe
 from .rows import Answer, scored
 from .shots import Shots
-from .take import EvalModel
+from .take import EvalModel, Settings
 
 
-def check_save(save: Path | None, models: Sequence[EvalModel], protocols: Sequence[str], draws: int) -> None:
+def check_save(save: Path | None, models: Sequence[EvalModel], protocols: Sequence[str], how: Settings) -> None:
     """Refuse to keep what is not one classifier, before hours are spent."""
     kept = [protocol for protocol in protocols if protocol in ("linear", "finetune")]
     if save is not None and (len(models) != 1 or len(kept) != 1 or models[0].backbone is None):
         raise ValueError(f"--save {save} keeps one classifier: give one model, not pixels, and linear or finetune")
-    if save is not None and draws:
+    if save is not None and how.shots != (None,):
         raise ValueError(f"--save {save} keeps one classifier, of all the labels: leave --shots out")
+    if save is not None and "linear" in kept and how.probe != "common":
+        raise ValueError(f"--save {save} keeps the common linear probe: leave --probe {how.probe} out")
+    pools = set(how.pools or ()) - {"cls", "mean"}
+    if save is not None and "linear" in kept and (pools or how.layers not in (None, "last")):
+        raise ValueError(
+            f"--save {save} keeps a linear probe of the last block's cls or mean: give --pool cls or --pool mean, and "
+            f"--layers last"
+        )
 
 
 def tuned(
@@ -50,7 +58,8 @@ def tuned(
         folder = None if save is None else save / "training"
         learned = finetune(model, sources, truth, seed=seed, folder=folder, **options)
         if save is not None:
-            keep(Classifier(learned.vit, names, model.mean, model.std, model.value_range), learned.answer.row, save)
+            kept = Classifier(learned.vit, names, model.mean, model.std, model.value_range, frame=learned.frame)
+            keep(kept, learned.answer.row, save)
         return learned.answer
     labelled, found = np.flatnonzero(truth[0] >= 0), []
     for each in range(seed, seed + seeds):

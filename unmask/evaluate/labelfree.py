@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data.record import Source
-from ..vit import ViT
 from .crops import RandomCut, sample
 from .features import extract
 from .metrics import Array
+from .take import EvalModel
 
 EPSILON = 1e-7
 """of RankMe, beside normalized singular values"""
@@ -106,30 +106,24 @@ class LabelFree:
 
     def __call__(
         self,
-        backbone: ViT,
-        size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
+        model: EvalModel,
         *,
-        channels: int = 3,
-        value_range: tuple[float, float] | None = None,
         pools: Sequence[Literal["cls", "mean"]] = ("cls", "mean"),
         device: torch.device | str = "cpu",
-        batch: int = 256,
-        workers: int = -1,
     ) -> dict[str, float]:
-        """Measure a backbone as it is now; it leaves in the modes it came with.
+        """Measure a model as it is now; its backbone leaves in the modes it came with.
 
         Returns:
             `labelfree/rankme/cls`, and so for effective-rank, lidar, alignment, uniformity and each pooling.
         """
+        assert model.backbone is not None
         how: dict[str, Any] = {
-            "size": size, "mean": mean, "std": std, "channels": channels, "value_range": value_range,
-            "pools": pools, "device": device, "batch": batch, "workers": workers,
+            "size": model.size, "mean": model.mean, "std": model.std, "channels": model.channels,
+            "value_range": model.value_range, "pools": pools, "device": device,
         }  # fmt: skip
-        center = extract(backbone, self.source, **how).values
-        cuts = [RandomCut(size, number, "bicubic", seed=self.seed) for number in range(self.views)]
-        crops = [extract(backbone, self.source, **how, cut=cut).values for cut in cuts]
+        center = extract(model.backbone, self.source, **how).values
+        cuts = [RandomCut(model.size, number, "bicubic", seed=self.seed) for number in range(self.views)]
+        crops = [extract(model.backbone, self.source, **how, cut=cut).values for cut in cuts]
         found = {}
         for name in pools:
             views = np.stack([crop[name] for crop in crops], axis=1)  # [S Q D]

@@ -1,17 +1,14 @@
 """Evaluation while pre-training goes on: few images, the same protocols, a dictionary for the log."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from ..data.record import Source
-from ..vit import ViT
 from .crops import sample
-from .features import Pool
 from .labels import match_labels
 from .run import judge
-from .take import EvalModel
+from .take import EvalModel, Pooling
 
 
 class Online:
@@ -47,29 +44,20 @@ class Online:
 
     def __call__(
         self,
-        backbone: ViT,
-        size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
+        model: EvalModel,
         *,
-        channels: int = 3,
-        value_range: tuple[float, float] | None = None,
-        pools: Sequence[Pool] = ("cls", "mean"),
+        pools: Sequence[Pooling] = ("cls", "mean"),
         device: torch.device | str = "cpu",
-        precision: Literal["fp32", "bf16"] = "fp32",
-        batch: int = 256,
-        workers: int = -1,
     ) -> dict[str, float]:
-        """Judge a backbone as it is now; it leaves in the modes it came with.
+        """Judge a model as it is now; its backbone leaves in the modes it came with.
 
         Returns:
             top-1 in [0, 1] by `eval/knn/cls`, `eval/knn/mean`, `eval/linear/cls`, `eval/linear/mean`.
         """
-        model = EvalModel("backbone", backbone, size, tuple(mean), tuple(std), channels, value_range)
         protocols = ("knn", "linear") if self.linear else ("knn",)
         rows = judge(
             model, protocols, (self.train, self.test), self.truth, pools=pools, ks=self.ks, seed=self.seed,
-            device=device, precision=precision, batch=batch, workers=workers,
+            device=device,
         )  # fmt: skip
         return {self._name(row): row["top1"] for row in rows}
 

@@ -3,6 +3,7 @@
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from .answers import KS, answer, fitting
 from .features import Report
 from .keep import check_save, keep_linear, tuned
 from .labels import Note, match_labels
+from .metrics import balanced, top1
 from .paired import differences
 from .rows import COLUMNS, Answer
 from .shots import Shots
@@ -39,7 +41,7 @@ class Assessment(NamedTuple):
     differences: list[dict[str, Any]]
     """each model against the first and the untrained ones, paired (`paired.differences`)"""
     facts: dict[str, Any]
-    """versions, device, hashes of images and weights"""
+    """versions, device, hashes of images and weights; majority: what always the commonest class scores"""
     answers: list[Answer]
     """rows with the predictions behind them"""
 
@@ -128,10 +130,15 @@ def assess(
     """
     if not models or not protocols:
         raise ValueError("evaluate: no model or no protocol; give at least one model and one protocol")
-    check_save(save, models, protocols, len(shots))
     layers = "last" if save is not None and layers is None else layers  # the only one that a classifier keeps
     note = _once(note or _say)
     drawn = tuple(Shots.parse(text) for text in shots) or (None,)
+    how = Settings(
+        tuple(pools) if pools else None, layers, (), drawn, seeds, probe, augment, seed, device, precision, batch,
+        workers,
+    )  # fmt: skip
+    check_save(save, models, protocols, how)
+    _check_readers(models, protocols, layers, note)
     many = multilabel.match_rows(train, test)
     truth = many or (None if masks else match_labels(train, test, note))
     ask = multilabel.answer if many else answer
@@ -146,10 +153,7 @@ def assess(
     prints = fingerprints(train), fingerprints(test)
     if twice := int(seen_in(prints[1], prints[0]).sum()):
         note(f"warning: {twice} of {len(test)} test images are training images too, byte for byte: too good to be true")
-    how = Settings(
-        tuple(pools) if pools else None, layers, kept, drawn, seeds, probe, augment, seed, device, precision, batch,
-        workers,
-    )  # fmt: skip
+    how = replace(how, ks=kept)
     data = content_hash(prints[0]), content_hash(prints[1])
     store = Store.cache() if cache else Store(None)
     given: dict[str, Any] = {"store": store, "data": data, "note": note, "progress": progress}
@@ -182,7 +186,19 @@ def assess(
     finally:
         store.close()
     facts = _facts(models, (train, test), data, twice, how)
+    facts["majority"] = None if many or truth is None else _majority(train, *truth)
     return Assessment(rows, differences(answers, seed=seed), facts, answers)
+
+
+def _check_readers(models: Sequence[EvalModel], protocols: Sequence[str], layers: Layers | None, note: Note) -> None:
+    """Refuse, or say, what a protocol cannot read of a model."""
+    others = [protocol for protocol in protocols if protocol in ("knn", "linear")]
+    if not others and all(model.backbone is None for model in models):
+        raise ValueError(f"pixels have no patch tokens and no network to train: give knn or linear, not {protocols[0]}")
+    if "attentive" in protocols and layers in ("best", "all"):
+        if not others:
+            raise ValueError(f"attentive reads the patches of the last layer: leave --layers {layers} out")
+        note(f"attentive reads the patches of the last layer: --layers {layers} is for {' and '.join(others)}")
 
 
 def judge(
@@ -208,6 +224,14 @@ def judge(
     """
     answers = answer(model, protocols, sources, truth, Settings(**settings), note=note, progress=progress)
     return [each.row for each in answers]
+
+
+def _majority(train: Source, known: Int[np.ndarray, "S"], asked: Int[np.ndarray, "Q"]) -> dict[str, Any]:
+    """The commonest class of the training images, and what always saying it scores on the test images."""
+    commonest, truth = int(np.bincount(known[known >= 0]).argmax()), asked[asked >= 0]
+    said = np.full_like(truth, commonest)
+    name = train.classes[commonest] if train.classes else commonest
+    return {"class": name, "top1": top1(said, truth), "balanced": balanced(said, truth)}
 
 
 def _facts(models, sources, data, twice: int, how: Settings) -> dict[str, Any]:

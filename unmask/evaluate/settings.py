@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config import OptimConfig
+from ..framing import PLAIN, Frame
 from ..methods.classify import ClassifyConfig, labelled_view
 from ..vit import SIZES, ViTConfig, pair
 
@@ -36,21 +37,24 @@ class FineTuning:
     mix: bool = True
     mild: bool = False
     """the milder augmentation of small networks, which is ours"""
+    frame: Frame = PLAIN
+    """test images: iBOT's are resized bilinearly, MAE's are not trimmed above 224 px"""
     schedule: Literal["epoch", "step"] = "step"
     """MAE's warm-up and cosine on fractional epochs, or the table of BEiT and iBOT"""
 
 
+_MAE, _IBOT = Frame(tight_from=225), Frame("bilinear")
 PUBLISHED: dict[tuple[str, str], FineTuning] = {
-    ("mae", "base"): FineTuning(2e-3, 100, 5, 0.65, 0.1, schedule="epoch"),
-    ("mae", "large"): FineTuning(4e-3, 50, 5, 0.75, 0.2, schedule="epoch"),
-    ("mae", "huge"): FineTuning(4e-3, 50, 5, 0.75, 0.3, schedule="epoch"),
+    ("mae", "base"): FineTuning(2e-3, 100, 5, 0.65, 0.1, frame=_MAE, schedule="epoch"),
+    ("mae", "large"): FineTuning(4e-3, 50, 5, 0.75, 0.2, frame=_MAE, schedule="epoch"),
+    ("mae", "huge"): FineTuning(4e-3, 50, 5, 0.75, 0.3, frame=_MAE, schedule="epoch"),
     ("beit", "base"): FineTuning(4e-3, 100, 20, 0.65, 0.1),
     ("beit", "large"): FineTuning(1e-3, 50, 5, 0.75, 0.2),
     ("beit-22k", "base"): FineTuning(2e-5, 30, 5, 0.85, 0.1, batch=512, weight_decay=1e-8, mix=False),
     ("beit-22k", "large"): FineTuning(2e-5, 30, 5, 0.9, 0.4, batch=512, weight_decay=1e-8, mix=False),
-    ("ibot", "small"): FineTuning(4e-3, 200, 20, 0.75, 0.1, pool="cls"),
-    ("ibot", "base"): FineTuning(4e-3, 100, 20, 0.65, 0.2, pool="cls"),
-    ("ibot", "large"): FineTuning(4e-3, 50, 5, 0.75, 0.4, pool="cls"),
+    ("ibot", "small"): FineTuning(4e-3, 200, 20, 0.75, 0.1, pool="cls", frame=_IBOT),
+    ("ibot", "base"): FineTuning(4e-3, 100, 20, 0.65, 0.2, pool="cls", frame=_IBOT),
+    ("ibot", "large"): FineTuning(4e-3, 50, 5, 0.75, 0.4, pool="cls", frame=_IBOT),
 }
 """(family, size) -> fidelity to the official commands"""
 
@@ -107,6 +111,7 @@ def method_of(
         pool=how.pool,
         head_norm="after",
         drop_path=how.drop_path,
+        dropout=0.0,
         mask_token=False,
         pos_embed="learned" if vit.pos_embed == "sincos" else vit.pos_embed,  # trained from here on (MAE)
         rel_pos="per-block" if vit.rel_pos == "shared" else vit.rel_pos,

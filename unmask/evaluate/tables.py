@@ -17,22 +17,23 @@ Column = tuple[str, int | None, str | None, str | None]
 """protocol, k, shots, published probe"""
 
 
-def table(results: Sequence[Row], title: str | None = None) -> Table:
+def table(results: Sequence[Row], title: str | None = None, majority: Row | None = None) -> Table:
     """Lay results out for comparison, in percent with 95 % intervals.
 
     Args:
         results: rows of `evaluate`, of any number of models.
         title: printed above.
+        majority: what always the commonest class is worth (`assess`), for the caption.
     Returns:
         a rich table; for each model and protocol the better features are bold.
     """
     columns = list(dict.fromkeys(map(_column, results)))
     if len(columns) > WIDE:
-        return _long(results, title)
+        return _long(results, title, majority)
     every_layer = len({(*_place(row, False), _column(row)) for row in results}) < len(results)
     cells = {(*_place(row, every_layer), _column(row)): row for row in results}
     models = list(dict.fromkeys(row["model"] for row in results))
-    drawn = Table(title=title, caption=_caption(results), title_justify="left", caption_justify="left")
+    drawn = Table(title=title, caption=_caption(results, majority), title_justify="left", caption_justify="left")
     drawn.add_column("model", no_wrap=True)
     drawn.add_column("features")
     for column in columns:
@@ -47,9 +48,9 @@ def table(results: Sequence[Row], title: str | None = None) -> Table:
     return drawn
 
 
-def _long(results: Sequence[Row], title: str | None) -> Table:
+def _long(results: Sequence[Row], title: str | None, majority: Row | None) -> Table:
     """A line for each result; of a model and a protocol the best features are bold."""
-    drawn = Table(title=title, caption=_caption(results), title_justify="left", caption_justify="left")
+    drawn = Table(title=title, caption=_caption(results, majority), title_justify="left", caption_justify="left")
     for name in ("model", "protocol", "features"):
         drawn.add_column(name, no_wrap=name != "model")
     drawn.add_column("result", justify="right", no_wrap=True)
@@ -132,9 +133,10 @@ def _cell(row: Row | None, best: float, choice: bool, every_layer: bool) -> str:
     return f"[bold]{text}[/bold]" if choice and _score(row) == best else text
 
 
-def _caption(results: Sequence[Row]) -> str | None:
+def _caption(results: Sequence[Row], majority: Row | None) -> str | None:
     if not results:
         return None
     sizes = " / ".join(dict.fromkeys(f"{row['n_train']:,} to learn from, {row['n_test']:,} to test" for row in results))
+    always = f"; always {majority['class']}: {100 * majority['top1']:.1f} %" if majority else ""
     metric = METRICS.get(_metric(results[0]) or "", "top-1")
-    return f"{metric} in percent, [95 % interval over test images]; {sizes} images"
+    return f"{metric} in percent, [95 % interval over test images]; {sizes} images{always}"

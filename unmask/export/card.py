@@ -7,12 +7,12 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
+from ..framing import margin
 from ..methods.codec import Codec
 from ..recipes import card as recipe_card
 from ..recipes import find
 from ..run import Run
 from ..train import total_steps
-from ..views import margin
 from ..weights.loaded import Loaded
 from .subject import Subject, Written
 
@@ -60,8 +60,8 @@ def preparation(weights: Loaded | Codec) -> str:
     if isinstance(weights, Codec):
         return "The encoder reads images in [0, 1]; DALL-E's kind maps them to [0.1, 0.9] first."
     h, w = weights.vit.image_hw
-    scale = margin((h, w))
-    covered = f"cover {round(scale * h)} x {round(scale * w)} pixels (bicubic, antialiased), cut the center {h} x {w}"
+    scale, how = margin((h, w), weights.frame), f"({weights.frame.interpolation}, antialiased)"
+    covered = f"cover {round(scale * h)} x {round(scale * w)} pixels {how}, cut the center {h} x {w}"
     mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (weights.mean, weights.std))
     lines = [
         f"- Size: {covered}.",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..views import margin
+from ..framing import margin
 from ..weights.loaded import Loaded
 
 FILE = "preprocessor_config.json"
@@ -35,8 +35,8 @@ def processor(weights: Loaded) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(margin((side, side)) * side)},
-        "resample": 3,
+        "size": {"shortest_edge": round(margin((side, side), weights.frame) * side)},
+        "resample": {"bilinear": 2, "bicubic": 3}[weights.frame.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,

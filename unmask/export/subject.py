@@ -1,12 +1,14 @@
 """What is exported: the weights of a MODEL, and what is known of their making."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from .. import tokenizers
 from ..borrow import of_run
+from ..evaluate.classifier import FILE, Classifier, read_classifier
 from ..methods.codec import Codec
 from ..methods.dvae import DVAEConfig
 from ..models import names_run, open_model, parse_run, read_weights
@@ -39,7 +41,8 @@ def open_subject(model: str, heads: int | None = None) -> Subject:
     """Open a MODEL for export.
 
     Args:
-        model: a run, a checkpoint or folder of any dialect, a tokenizer, timm:NAME, hf:NAME, untrained:RECIPE.
+        model: a run, a folder of `evaluate --save`, a checkpoint or folder of any dialect, a tokenizer,
+            timm:NAME, hf:NAME, untrained:RECIPE.
         heads: attention heads, where the weights do not tell them.
     Raises:
         ValueError, FileNotFoundError: there is no such model, or it has no network.
@@ -51,6 +54,8 @@ def open_subject(model: str, heads: int | None = None) -> Subject:
         assert opened.backbone is not None
         state = tensors(opened.backbone)
         return Subject(model, Loaded("an untrained ViT", opened.backbone.config, state, {}, opened.mean, opened.std))
+    if (Path(model) / FILE).is_file():
+        return Subject(model, of_classifier(read_classifier(Path(model))))
     if not names_run(model):
         try:
             return Subject(model, read_weights(model, heads))
@@ -70,6 +75,15 @@ def open_subject(model: str, heads: int | None = None) -> Subject:
     weights = of_run(run, step, part)
     looks = f"{type(run.config.method).__name__.removesuffix('Config')} {run.config.recipe}, step {step}"
     return Subject(model, dataclasses.replace(weights, looks=looks), run, step)
+
+
+def of_classifier(saved: Classifier) -> Loaded:
+    """The weights of a saved classifier, its head and the names of its classes among them."""
+    protocol = saved.about.get("protocol", "kept")
+    return Loaded(
+        f"a {protocol} classifier of {saved.about.get('model', 'unknown')}", saved.vit.config, tensors(saved.vit), {},
+        saved.mean, saved.std, saved.value_range, classes=tuple(saved.classes), frame=saved.frame,
+    )  # fmt: skip
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ..views import margin
+from ..framing import margin
 from ..vit import ViTConfig
 from ..weights.loaded import Loaded
 from ..weights.timm import to_timm
@@ -92,8 +92,8 @@ def pretrained_cfg(weights: Loaded) -> dict[str, Any]:
     config = weights.vit
     return {
         "input_size": [config.channels, *config.image_hw],
-        "interpolation": "bicubic",
-        "crop_pct": 1 / margin(config.image_hw),
+        "interpolation": weights.frame.interpolation,
+        "crop_pct": 1 / margin(config.image_hw, weights.frame),
         "crop_mode": "center",
         "mean": list(weights.mean),
         "std": list(weights.std),

@@ -9,6 +9,7 @@ nearer a layer is to the pixels.
     t         = lambda t(y) + (1 - lambda) t(y of the neighbor)      soft_targets
     z         = W pool(f(x)) + b                                     vit.logits
     loss      = mean of - t . log softmax(z)                         soft_cross_entropy
+    or        = mean of - t . log s(z) - (1 - t) . log s(-z)         binary_cross_entropy, s the sigmoid (ViT)
     lr_i      = lr * decay ^ (L + 1 - i)                             layer_decay, i = 0 ... L + 1
 
 What this file does differently: images are mixed by the data plan, with their neighbors (mixing.py), so that
@@ -17,10 +18,12 @@ a step is the same however it is divided over devices.
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..config import MethodConfig
 from ..layer_decay import layer_decay_groups
@@ -61,8 +64,12 @@ class ClassifyConfig(MethodConfig):
     """part of a label that is spread over all classes"""
     layer_decay: float = 1.0
     """each layer learns by this much slower than the one above; fine-tuning ViT-B 0.65, L 0.75; 1: all alike"""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: one distribution over the classes; sigmoid: yes or no to each class, summed (ViT)"""
     head_std: float | None = None
     """deviation of the head's first weights; fine-tuning 2e-5; None: as the rest of the network"""
+    head_bias: float | None = None
+    """value of the head's first biases; ViT -10: that no class is there; None: 0"""
     average: float | None = None
     """the network to use is a moving average of the trained one that keeps this much a step; None: it is not"""
 
@@ -94,6 +101,8 @@ class Classify(Method):
         if config.head_std is not None:
             nn.init.trunc_normal_(head.weight, std=config.head_std)
             nn.init.zeros_(head.bias)
+        if config.head_bias is not None:
+            nn.init.constant_(head.bias, config.head_bias)
         self.averaged = copy.deepcopy(self.vit).requires_grad_(False) if config.average is not None else None
 
     def forward(self, batch: Batch, at: Progress) -> Output:
@@ -103,7 +112,8 @@ class Classify(Method):
         logits = self.vit.logits(image).float()
         target = soft_targets(label, batch.own, self.config.vit.classes, self.config.smoothing)
         right = logits.detach().argmax(1) == target.argmax(1)  # where images are mixed: of the larger share
-        return Output(soft_cross_entropy(logits, target), {"top1": right.float().mean()})
+        loss = soft_cross_entropy if self.config.loss == "softmax" else binary_cross_entropy
+        return Output(loss(logits, target), {"top1": right.float().mean()})
 
     def parameter_groups(self) -> list[Group]:
         groups = layer_decay_groups(self.vit, self.config.vit.depth, self.config.layer_decay, NO_DECAY)
@@ -139,3 +149,11 @@ def soft_targets(
 def soft_cross_entropy(logits: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
     """Mean over images of - t . log softmax(z), in fp32 (timm's SoftTargetCrossEntropy)."""
     return -(target * logits.float().log_softmax(1)).sum(1).mean()
+
+
+def binary_cross_entropy(logits: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """Mean over images of the sum over classes of - t . log s(z) - (1 - t) . log s(-z), in fp32, s the sigmoid.
+
+    Source: what ViT was trained by (google-research/vision_transformer, issue 34).
+    """
+    return binary_cross_entropy_with_logits(logits.float(), target, reduction="none").sum(1).mean()

@@ -33,7 +33,12 @@ from .ibot import (
 )
 from .mae import mae, mae_nano, mae_vit_b16_in1k, mae_vit_h14_in1k, mae_vit_l16_in1k
 from .sizing import Facts, fitting_size
-from .supervised import supervised, supervised_nano, supervised_vit_b16_in1k
+from .supervised import (
+    supervised,
+    supervised_nano,
+    supervised_vit_b16_in1k,
+    supervised_vit_b16_in1k_original,
+)
 
 __all__ = ["RECIPES", "Facts", "Recipe", "card", "find", "fitting_size", "name_of"]
 
@@ -45,7 +50,7 @@ RECIPES: tuple[Recipe, ...] = (
     *(beit, beit_nano, beit_vit_b16_in1k, beit_vit_l16_in1k, beit_vit_b16_in22k, beit_vit_l16_in22k),
     *(ibot, ibot_nano, ibot_vit_s16_in1k, ibot_vit_b16_in1k, ibot_vit_l16_in1k),
     *(dino, dino_nano, dino_vit_s16_in1k),
-    *(supervised, supervised_nano, supervised_vit_b16_in1k),
+    *(supervised, supervised_nano, supervised_vit_b16_in1k, supervised_vit_b16_in1k_original),
 )
 """all of them, in the order in which they are listed"""
 

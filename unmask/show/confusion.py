@@ -72,6 +72,7 @@ def draw_all(found: "Assessment", folder: str | Path) -> list[Path]:
     kinds = dict.fromkeys(
         (answer.row["model"], answer.row["protocol"]) for answer in found.answers if "map" not in answer.row
     )
+    models = {model for model, _ in kinds}
     for model, protocol in kinds:
         best = max(
             (each for each in found.answers if (each.row["model"], each.row["protocol"]) == (model, protocol)),
@@ -80,7 +81,8 @@ def draw_all(found: "Assessment", folder: str | Path) -> list[Path]:
         row = best.row
         about = [protocol, row["features"], f"k {row['k']}" if row["k"] else "", str(row.get("shots", ""))]
         title = f"{model}: {', '.join(word for word in about if word)}: {100 * row['top1']:.1f} % right"
-        file = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{Path(model).name}-{protocol}").strip("-") + ".png"
+        alone = sum(Path(other).name == Path(model).name for other in models) == 1
+        file = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{Path(model).name if alone else model}-{protocol}").strip("-") + ".png"
         paths.append(draw(best.labels, best.predicted[0], Path(folder) / file, names=names, title=title))
     return paths
 

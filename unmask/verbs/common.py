@@ -22,6 +22,24 @@ class Common:
     """show a traceback when something fails"""
 
 
+@dataclass(frozen=True)
+class Opening(Common):
+    """Options of verbs that open one MODEL."""
+
+    heads: int | None = None
+    """attention heads, where the weights do not tell them"""
+
+
+@dataclass(frozen=True)
+class Computing(Opening):
+    """Options of verbs that send images through it."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1"""
+    workers: int = -1
+    """decoding processes (default: up to four)"""
+
+
 def newest(run: Path) -> int | None:
     """The step that a run will go on from; None: there is no such run yet."""
     from ..checkpoint import latest

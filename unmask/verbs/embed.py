@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..arguments import parse
 from ..config import UsageError
-from .common import Common, Result
+from .common import Computing, Result
 
 ABOUT = "MODEL DATA --out FILE.parquet|FILE.npz: the features of every image"
 
@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> Result:
     from ..embed import embed
 
     @dataclass(frozen=True)
-    class Arguments(Common):
+    class Arguments(Computing):
         model: tyro.conf.Positional[str] = ""
         """a run, a checkpoint, an exported folder, untrained:RECIPE"""
         data: tyro.conf.Positional[str] = ""
@@ -37,16 +37,10 @@ def run(arguments: list[str]) -> Result:
         """where labels come from"""
         seed: int = 0
         """of the survey that sizes untrained:RECIPE"""
-        heads: int | None = None
-        """attention heads, where the weights do not tell them"""
         batch: int = 256
         """images a forward pass"""
-        device: str = "auto"
-        """auto, cpu, cuda or cuda:1"""
         precision: Literal["fp32", "bf16"] = "fp32"
         """arithmetic of the forward pass; features are written as fp32"""
-        workers: int = -1
-        """decoding processes (default: up to four)"""
 
     given = parse(Arguments, arguments, "embed", ABOUT)
     if not given.model or not given.data or given.out is None:

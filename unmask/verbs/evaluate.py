@@ -120,7 +120,7 @@ def run(arguments: list[str]) -> Result:
             masks=masks, device=world.device, heads=given.heads, workers=given.workers,
             epochs=given.epochs, lr=given.lr, save=given.save, note=console.say, progress=progress,
         )  # fmt: skip
-    console.rich.print(table(found.rows))
+    console.rich.print(table(found.rows, majority=found.facts["majority"]))
     if found.differences:
         console.rich.print(difference_table(found.differences))
     result: Result = {"seed": given.seed, "results": found.rows, "differences": found.differences}

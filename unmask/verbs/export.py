@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..arguments import parse
 from ..config import UsageError
-from .common import Common, Result
+from .common import Opening, Result
 
 ABOUT = "MODEL --format safetensors|timm|hf|onnx|torch --out DIR: weights for other programs, with a card"
 
@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> Result:
     from ..export import export
 
     @dataclass(frozen=True)
-    class Arguments(Common):
+    class Arguments(Opening):
         model: tyro.conf.Positional[str] = ""
         """a run, a checkpoint, an exported folder, untrained:RECIPE"""
         format: Literal["", "safetensors", "timm", "hf", "onnx", "torch"] = ""
@@ -32,8 +32,6 @@ def run(arguments: list[str]) -> Result:
         """what the card says, e.g. cc-by-nc-4.0"""
         opset: int | None = None
         """of ONNX (default: 18, the oldest)"""
-        heads: int | None = None
-        """attention heads, where the weights do not tell them"""
 
     given = parse(Arguments, arguments, "export", ABOUT)
     if not given.model or not given.format or given.out is None:
@@ -51,4 +49,5 @@ def run(arguments: list[str]) -> Result:
     for note in made.notes:
         console.say(note)
     console.say(f"{made.path}: {', '.join(str(file.relative_to(made.path.resolve())) for file in made.files)}")
-    return {"dir": str(made.path), "files": [str(file) for file in made.files]}
+    seed = 0 if given.model.startswith("untrained:") else None  # nothing else is drawn
+    return {"seed": seed, "dir": str(made.path), "files": [str(file) for file in made.files]}

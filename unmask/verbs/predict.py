@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..arguments import parse
 from ..config import UsageError
-from .common import Common, Result, progress_line
+from .common import Computing, Result, progress_line
 
 ABOUT = "MODEL IMAGES --out FILE.csv: classes of images, by a saved classifier"
 
@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> Result:
     from ..predict import bad_file, predict
 
     @dataclass(frozen=True)
-    class Arguments(Common):
+    class Arguments(Computing):
         model: tyro.conf.Positional[str] = ""
         """a folder of `evaluate --save`, a run of `pretrain supervised`, or weights that have a head"""
         images: tyro.conf.Positional[str] = ""
@@ -28,12 +28,6 @@ def run(arguments: list[str]) -> Result:
         """the table: key, class, probability, and the next likeliest"""
         top: int = 5
         """likeliest classes of each image"""
-        heads: int | None = None
-        """attention heads, where the weights do not tell them"""
-        device: str = "auto"
-        """auto, cpu, cuda or cuda:1"""
-        workers: int = -1
-        """decoding processes (default: up to four)"""
 
     given = parse(Arguments, arguments, "predict", ABOUT)
     if not given.model or not given.images or given.out is None:

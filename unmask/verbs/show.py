@@ -17,6 +17,7 @@ def run(arguments: list[str]) -> Result:
 
     from .. import parallel
     from ..analyze import ANALYSES
+    from ..models import names_run, parse_run
     from ..pictures import picture
 
     @dataclass(frozen=True)
@@ -57,4 +58,6 @@ def run(arguments: list[str]) -> Result:
         options["device"] = parallel.start(given.device or "auto").device
     file = picture(given.model, given.what, given.data, given.out, given.count, given.size, given.heads, **options)
     print(file, file=sys.stderr)
-    return {"file": str(file)}
+    of_run = given.what not in ANALYSES and names_run(given.model)  # a picture's masks are drawn by its run's seed
+    seed = parse_run(given.model)[0].config.seed if of_run else given.seed or 0
+    return {"seed": seed, "file": str(file)}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..framing import PLAIN, Frame
 from ..vit import ViT, ViTConfig
 
 State = dict[str, Tensor]
@@ -56,6 +57,8 @@ class Loaded:
     """names of the head's outputs, in their order, where they are known"""
     norm_pixels: bool | None = None
     """whether an MAE's decoder predicts pixels normalized patch by patch; None: nothing tells"""
+    frame: Frame = PLAIN
+    """evaluation crop that a fine-tuned head was judged by"""
     notes: tuple[str, ...] = ()
     """what was taken for granted, one line each"""
 

@@ -2,7 +2,8 @@
 
 model.safetensors
   tensors    the names of `vit.ViT`, and what comes beside it (`decoder.*`, `lm_head.*`, ...)
-  header     unmask.model: JSON {looks, vit, mean, std, range, decoder_heads, classes, norm_pixels}
+  header     unmask.model: JSON {looks, vit, mean, std, range, decoder_heads, classes, norm_pixels,
+             frame}
 """
 
 import json
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import from_json, to_json
+from ..framing import PLAIN, Frame
 from ..vit import ViTConfig
 from .loaded import Loaded, State
 
@@ -20,7 +22,7 @@ FILE = "model.safetensors"
 KEY = "unmask.model"
 """of the header's entry"""
 _BESIDE = ("decoder.", "lm_head.", "student.", "teacher.", "center", "patch_center")
-_FIELDS = ("looks", "mean", "std", "range", "decoder_heads", "classes", "norm_pixels")
+_FIELDS = ("looks", "mean", "std", "range", "decoder_heads", "classes", "norm_pixels", "frame")
 
 
 def write(loaded: Loaded, folder: Path) -> Path:
@@ -62,5 +64,5 @@ def from_file(state: State, header: str) -> Loaded:
         raise ValueError(f"its header {KEY} is damaged ({type(error).__name__}: {error}); export it again") from None
     ours = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
     beside: dict[str, Tensor] = {name: value for name, value in state.items() if name.startswith(_BESIDE)}
-    normed = about.get("norm_pixels")
-    return Loaded(looks, vit, ours, beside, mean, std, limits, heads, classes, normed)
+    normed, frame = about.get("norm_pixels"), Frame(*about.get("frame", PLAIN))
+    return Loaded(looks, vit, ours, beside, mean, std, limits, heads, classes, normed, frame)
