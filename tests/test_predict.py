@@ -198,6 +198,7 @@ def test_test_classes_that_were_not_learned_are_named(photos, tmp_path):
     words = ("--out", tmp_path / "run", *SHORT, "--test", other, "--eval-every", "3")
     said = unmask("pretrain", "supervised-nano", photos, *words)
     assert said.code == 1 and "does not know x" in said.line
+    assert not (tmp_path / "run").exists()  # told before the first step
 
 
 def test_labels_of_a_source_without_labels_are_no_obstacle(run, photos):

@@ -172,10 +172,10 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
     if config.eval_every and (config.data.test or held_out is not None or judged):
         test = open_source(config.data.test, config.data.labels) if config.data.test else held_out
         if test is None:
-            raise ValueError(
-                f"--eval-every needs labelled images and none of {config.data.train} are held out; "
-                f"give --test DATA, or leave --eval-every out"
-            )
+            where = f"none of {config.data.train} are held out"
+            raise ValueError(f"--eval-every needs labelled images and {where}; give --test DATA, or leave it out")
+        if classes is not None and test.labels is not None:
+            renumbered(np.asarray(test.labels), test, classes)  # a class that is not learned is told now
         labelled = (source, test)
     budget = config.budget if config.steps is None and config.epochs is None else None
     build = with_borrowed_tokenizer(config) if fresh else None
