@@ -142,6 +142,39 @@ def test_a_model_is_named_and_colored_by_its_method(tmp_path):
     assert about.vit("untrained:mae") == about.vit("mae")
 
 
+def test_a_tokenizer_is_drawn_in_its_methods_color_and_takes_no_part_in_verdicts(tmp_path):
+    about = Comparison.read(write_folder(tmp_path))
+    look = about.look("beit-tokenizer")
+    assert (look.label, look.color, look.kind) == ("beit-tokenizer", about.look("beit").color, "")
+    assert about.vit("beit-tokenizer") is None
+
+
+def test_a_long_answer_begins_large_and_its_comparisons_are_folded_away(tmp_path):
+    beats = [{"text": f"mae beats model {i}", "column": "linear"} for i in range(9)]
+    sentence = "On these images use mae: 48.1 % [45.4, 50.8]. That is +9.5 points over beit. Others come first."
+    text = write(write_folder(tmp_path, answer={"best": {}, "beats": beats, "sentence": sentence})).read_text()
+    assert '<p class="answer">On these images use mae: 48.1 % [45.4, 50.8].</p>' in text
+    assert '<p class="rest">That is +9.5 points over beit. Others come first.</p>' in text
+    assert text.index("<h2>All results") < text.index("mae beats model 8") < text.index("<h2>What it costs")
+
+
+def test_without_labels_the_page_shows_what_needs_none(tmp_path):
+    rows = [{"model": "mae", "features": "cls", "n": 9, "rankme": 12.3456}]
+    text = write(write_folder(tmp_path, rows=[], differences=[], labelfree=rows)).read_text()
+    assert "Measured without labels" in text
+    assert '<td class="n">12.35</td>' in text
+
+
+def test_an_analysis_of_two_runs_apart_is_shown_twice_with_their_names(tmp_path):
+    folder = write_folder(tmp_path)
+    said = json.loads((folder / "compare.json").read_text())
+    (one,) = (each for each in said["analyses"] if each["what"] == "teacher-student")
+    said["analyses"].append(one | {"models": ["beit"]})
+    (folder / "compare.json").write_text(json.dumps(said))
+    titles = HEADINGS.findall(write(folder).read_text())
+    assert {"Is the teacher better? (ibot)", "Is the teacher better? (beit)"} <= set(titles)
+
+
 def test_the_browser_reports_no_error_and_asks_for_nothing(screen):
     assert screen["errors"] == []
 

@@ -1,10 +1,16 @@
 """Readings follow the numbers: each finding is said in both directions, and not said where intervals overlap."""
 
+import dataclasses
+import json
+
+import analyze_toys
 import numpy as np
 import pytest
 from report_toys import about, estimate, found
 
+from unmask.analyze import ANALYSES, analyze
 from unmask.report import readings, teacher_readings
+from unmask.report.panels import PANELS
 from unmask.report.readings import Value, contrast
 
 OURS, THEIRS = ("mae", "beit"), ("ibot", "dino")
@@ -144,3 +150,25 @@ def test_collapse_is_named_by_its_kind(entropy, kl_uniform, said):
     numbers = found()["collapse"]["ibot"] | {"entropy": estimate(entropy), "kl_uniform": kl_uniform}
     numbers["information"] = numbers["ln_K"] - kl_uniform - entropy
     assert said in teacher_readings.collapse({"ibot": numbers}, METHODS).text
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: analyze_toys.run(folder / name, name, save_every="2") for name in ("mae", "beit", "ibot")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ANALYSES)
+def test_files_of_real_analyses_have_a_reading_and_charts(what, runs, tmp_path):
+    names = {"error-spectrum": ["mae"], "targets": ["beit", "ibot"]}.get(what, [*runs])
+    names = ["ibot"] if what in teacher_readings.READINGS else names
+    subjects = [analyze_toys.subject(runs[name], "@2" if ANALYSES[what].train else "") for name in names]
+    subjects = [each._replace(name=name) for each, name in zip(subjects, names, strict=True)]
+    ask = dataclasses.replace(analyze_toys.asked(), train=analyze_toys.Labelled(), steps=60)
+    figure = analyze(what, subjects, ask, tmp_path / f"{what}.png")
+    numbers = json.loads(figure.with_suffix(".json").read_text())["found"]
+    said = (readings.READINGS | teacher_readings.READINGS)[what](numbers, METHODS)
+    assert said.text
+    assert "nan" not in said.text
+    assert PANELS[what](numbers, METHODS)

@@ -1,12 +1,15 @@
 """One page from a comparison: `write(folder)` turns what `unmask compare` left into a self-contained report.html."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 __all__ = ["write"]
 
 HOME = Path(__file__).parent
+FEW = 4
+"""comparisons that are shown beside the answer; more are folded away below the table"""
 SHUT = {"environment": "Environment", "facts": "Data and evaluation"}
 """parts of compare.json that are shown as they are"""
 
@@ -49,7 +52,6 @@ def content(about: Any) -> dict[str, Any]:
     from . import sections, tables, words
 
     said = about.said
-    answer = {"sentence": "", "beats": []} | (said.get("answer") or {})
     parts = {
         "scores": sections.scores(about),
         "table": tables.results(about),
@@ -69,7 +71,8 @@ def content(about: Any) -> dict[str, Any]:
     return parts | {
         "data": said["data"],
         "heading": f"Which pre-training for {said['data']}?",
-        "answer": answer,
+        "answer": answer(said),
+        "labelfree": tables.without_labels(about),
         "facts": facts(about),
         "contents": [(place, word) for place, word, there in contents if there],
         "command": said["command"],
@@ -81,10 +84,19 @@ def content(about: Any) -> dict[str, Any]:
     }
 
 
+def answer(said: dict[str, Any]) -> dict[str, Any]:
+    """The answer: its first sentence, which is shown large, the rest of it, and how the best compare with others."""
+    told = said.get("answer") or {}
+    first, *rest = re.split(r"(?<=\.) (?=[A-Z])", told.get("sentence", ""), maxsplit=1)
+    beats = [line["text"] if isinstance(line, dict) else line for line in told.get("beats", [])]
+    return {"sentence": first, "rest": " ".join(rest), "beats": beats, "short": len(beats) <= FEW}
+
+
 def facts(about: Any) -> str:
     """The comparison in a line: data, budget, seed."""
     said = about.said
-    parts = [f"{said['images']:,} images to train on", f"{said['test_images']:,} to judge by"]
+    parts = [f"{said['images']:,} images to train on"]
+    parts += [f"{said['test_images']:,} to judge by"] if said["test_images"] else []
     parts += [f"{said['classes']} classes"] if said.get("classes") else []
     parts += [f"budget {said['budget']} a method"] if said.get("budget") else ["existing runs, no common budget"]
     return ", ".join([*parts, f"seed {said['seed']}"]) + "."

@@ -16,6 +16,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexag
 RECONSTRUCTION, DISTILLATION = ("mae", "beit"), ("ibot", "dino")
 """kinds of methods: those that fill in what is hidden, and those that agree with a teacher"""
 
+TOKENIZER = "-tokenizer"
+"""ends the name of a BEiT's tokenizer"""
+
 Row = dict[str, Any]
 
 
@@ -26,7 +29,7 @@ class Look(NamedTuple):
     color: str
     symbol: str
     kind: str
-    """mae, beit, ibot, dino, supervised; empty for a baseline"""
+    """mae, beit, ibot, dino, supervised; empty for a baseline, a student or a tokenizer"""
 
 
 class Board(NamedTuple):
@@ -99,11 +102,15 @@ class Comparison:
         if method is None or rest == ":student":
             return Look(self.label(name), GRAYS[place % len(GRAYS)], "circle-open", "")
         i = self.methods.index(method)
+        if rest == TOKENIZER:
+            return Look(method["name"] + rest, COLORS[i % len(COLORS)], SYMBOLS[i % len(SYMBOLS)] + "-open", "")
         return Look(method["name"] + rest, COLORS[i % len(COLORS)], SYMBOLS[i % len(SYMBOLS)], method["kind"])
 
     def vit(self, name: str) -> dict[str, Any] | None:
         """The network's sizes; those of an untrained one are its recipe's, where that was compared."""
-        method, _ = self._method(name)
+        method, rest = self._method(name)
+        if rest == TOKENIZER:
+            return None
         if method is None and name.startswith("untrained:"):
             recipe = name.removeprefix("untrained:")
             method = next((each for each in self.methods if recipe in (each["recipe"], each["name"])), None)
@@ -111,9 +118,12 @@ class Comparison:
 
     def models(self) -> list[str]:
         """Models of the rows: methods by their order, then the baselines."""
-        names = list(dict.fromkeys(row["model"] for row in self.rows))
-        order = [each["name"] for each in self.methods]
-        return sorted(names, key=lambda name: order.index(self.label(name)) if self.label(name) in order else 99)
+        return sorted(dict.fromkeys(row["model"] for row in self.rows), key=self.place)
+
+    def place(self, name: str) -> int:
+        """Of a model in the order of the command; what is no method comes last."""
+        method, _ = self._method(name)
+        return len(self.methods) if method is None else self.methods.index(method)
 
     def best(self, model: str, board: Board) -> Row | None:
         """A model's best row by one protocol: of its features and layers, the better ones."""
@@ -126,8 +136,8 @@ class Comparison:
 
     def _method(self, name: str) -> tuple[dict[str, Any] | None, str]:
         """The method that a model's name means, and what follows: a part such as `:student`."""
-        base, colon, part = name.rpartition(":")
-        tries = [(name, "")] + ([(base, colon + part)] if part in ("student", "teacher") else [])
+        ends = [end for end in (":student", ":teacher", TOKENIZER) if name.endswith(end)]
+        tries = [(name, ""), *((name.removesuffix(end), end) for end in ends)]
         for wanted, rest in tries:
             for method in self.methods:
                 run, plain = str(method.get("run", "")), wanted.partition("@")[0].rstrip("/")

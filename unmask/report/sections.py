@@ -102,8 +102,7 @@ def sights(about: Comparison) -> list[Part]:
     found = []
     for what, (title, caption) in words.SIGHTS.items():
         pictures = []
-        order = [method["name"] for method in about.methods]
-        for each in sorted(about.said.get("pictures", []), key=lambda one: order.index(one["method"])):
+        for each in sorted(about.said.get("pictures", []), key=lambda one: about.place(one["method"])):
             if each["what"] == what:
                 look, (data, (width, height)) = about.look(each["method"]), inline(about, each["file"])
                 pictures.append(
@@ -121,6 +120,8 @@ def question(about: Comparison, names: Sequence[str], lead: str) -> Part | None:
         for i, analysis in enumerate(each for each in about.said.get("analyses", []) if each["what"] == what):
             study = _study(about, what, analysis)
             study["id"] = what if i == 0 else f"{what}-{i + 1}"
+            if sum(each["what"] == what for each in about.said["analyses"]) > 1:
+                study["title"] += f" ({', '.join(map(about.label, analysis['models']))})"
             if study["verdict"]:
                 tally[study["verdict"]] += 1
             studies.append(study)

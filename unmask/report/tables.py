@@ -59,6 +59,19 @@ def differences(about: Comparison) -> list[dict[str, Any]]:
     return lines
 
 
+def without_labels(about: Comparison) -> dict[str, Any] | None:
+    """Columns and lines of what was measured without labels; None where there is nothing of it."""
+    rows = about.said.get("labelfree") or []
+    if not rows:
+        return None
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [
+        [about.label(row["model"])] + [f"{v:.4g}" if isinstance(v := row.get(c), float) else v for c in columns[1:]]
+        for row in rows
+    ]
+    return {"columns": columns, "lines": lines}
+
+
 def costs(about: Comparison) -> dict[str, Any]:
     """What each method took to train, with its tokenizer's time where it has one, and what to know about it."""
     lines, notes = [], []
