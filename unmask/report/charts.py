@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 from ..show.grid import FAINT, INK
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+NAME = 22
+"""letters of a name that fit beside a chart on a phone"""
 RULE, AXIS = "#e7e9ee", "#b9bfca"
 
 
@@ -108,11 +110,11 @@ def curves(
     if level is not None:
         figure.add_hline(y=level[0], line={"color": FAINT, "width": 1, "dash": "dot"})
         figure.add_annotation(
-            x=1, xref="paper", y=level[0], text=escape(level[1]), showarrow=False, xanchor="right", yanchor="bottom",
+            x=1, xref="paper", y=level[0], text=level[1], showarrow=False, xanchor="right", yanchor="bottom",
             font={"size": 12, "color": FAINT},
         )  # fmt: skip
-    figure.update_xaxes(title={"text": escape(x), "standoff": 6}, type="log" if log_x else "linear")
-    figure.update_yaxes(title={"text": escape(y), "standoff": 6}, type="log" if log_y else "linear")
+    figure.update_xaxes(title={"text": x, "standoff": 6}, type="log" if log_x else "linear")
+    figure.update_yaxes(title={"text": y, "standoff": 6}, type="log" if log_y else "linear")
     if whole:
         figure.update_xaxes(dtick=1 if max((len(each.x) for each in series), default=0) <= 13 else 2)
     if percent:
@@ -175,7 +177,7 @@ def dots(
     if level is not None:
         figure.add_vline(x=level[0], line={"color": FAINT, "width": 1, "dash": "dot"})
         figure.add_annotation(
-            x=level[0], y=1, yref="paper", text=escape(level[1]), showarrow=False, xanchor="left", yanchor="bottom",
+            x=level[0], y=1, yref="paper", text=level[1], showarrow=False, xanchor="left", yanchor="bottom",
             font={"size": 12, "color": FAINT},
         )  # fmt: skip
     figure.update_yaxes(
@@ -183,10 +185,10 @@ def dots(
         range=[len(rows) - 0.5, -0.5], tickfont={"size": 13, "color": INK}, ticklabelstandoff=4,
     )  # fmt: skip
     figure.update_xaxes(
-        range=[start, high + 0.22 * room], tickformat=".0%" if percent else None, nticks=6, showgrid=True,
-        title={"text": escape(x), "standoff": 4}, zeroline=not zero, zerolinecolor=AXIS,
+        range=[start, high + 0.22 * room], tickformat=".0%" if percent else None, nticks=5, showgrid=True,
+        title={"text": x, "standoff": 4}, zeroline=not zero, zerolinecolor=AXIS,
     )  # fmt: skip
-    figure.update_layout(margin={"t": 22 if level else 6})
+    figure.update_layout(margin={"t": 22 if level else 6, "r": 34})  # room for the numbers
     return Panel(title, figure)
 
 
@@ -223,8 +225,10 @@ def heat(title: str, values: Sequence[Sequence[float]], ends: Sequence[tuple[str
 
 
 def escape(text: str) -> str:
-    """Make a text safe for plotly, which reads a part of HTML, and short enough for an axis."""
-    return html.escape(text if len(text) <= 40 else text[:18] + "..." + text[-19:], quote=False)
+    """Make a name from a file safe for plotly, which reads a part of HTML, and short enough for an axis."""
+    return html.escape(
+        text if len(text) <= NAME else text[: NAME // 2 - 2] + "..." + text[1 - NAME // 2 :], quote=False
+    )
 
 
 def faint(color: str, part: float = 0.16) -> str:
@@ -237,7 +241,7 @@ def _empty(height: int) -> go.Figure:
     axis: dict[str, Any] = {
         "gridcolor": RULE, "linecolor": AXIS, "linewidth": 1, "ticks": "outside", "ticklen": 4, "tickcolor": AXIS,
         "zeroline": False, "automargin": True, "tickfont": {"size": 12}, "title": {"font": {"size": 13}},
-        "fixedrange": True,
+        "fixedrange": True, "tickangle": 0,
     }  # fmt: skip
     return go.Figure(
         layout={

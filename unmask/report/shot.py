@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DRAWN = "[...document.querySelectorAll('.plot')].every(each => each.querySelector('.main-svg'))"
+PATIENCE = 300
+"""seconds that a busy machine has to draw a page"""
 TOP = "answer", "table", "cost"
 """sections without photographs"""
 
@@ -51,6 +53,7 @@ def opened(report: str | Path, width: int = 1280, height: int = 800, scale: floa
             page, errors = chromium.new_page(
                 viewport={"width": width, "height": height}, device_scale_factor=scale, reduced_motion="reduce"
             ), []  # fmt: skip
+            page.set_default_timeout(1000 * PATIENCE)
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
             page.on("request", lambda ask: errors.append(ask.url) if ask.url.startswith("http") else None)
