@@ -13,7 +13,7 @@ LAYERS = {
     3: "methods tokenizers layer_decay",
     4: "run checkpoint parallel optim budget console meter signals recompute allocator",
     5: "train step",
-    6: "evaluate show analyze",
+    6: "evaluate show analyze report",
     7: "cli arguments verbs recipes pretrain options stages demo models pictures analyses forecast compare predict "
     "borrow export embed embedder feature_files",
     8: "testing __init__ __main__",  # the public names and the conformance suite see everything
