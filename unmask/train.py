@@ -112,6 +112,7 @@ def train(
     Raises:
         meter.Diverged: the loss or gradient is not finite; nothing of it is saved.
         Stopped: a signal asked to stop; the state is saved.
+        parallel.Lost: another process is gone, or did not answer in time.
         checkpoint.SaveFailed: the disk refused a checkpoint; the last one is intact.
     """
     run = Run.open(config, world)
@@ -119,9 +120,15 @@ def train(
         return _train(run, config, source, world, prepared, evaluate, first_batch, notes)
     except Stopped:
         raise
-    except Exception:
+    except Exception as error:
         if world.size > 1:
             run.report_failure(world.rank, traceback.format_exc())
+        if parallel.is_lost(error):
+            raise parallel.Lost(
+                f"rank {world.rank} of {world.size} lost another process, or waited {parallel.WAITING} for it "
+                f"({str(error).strip().splitlines()[0]}); look for the first cause in {run.path}/errors-rank*.txt and "
+                f"in what the others said; the same command goes on from step {run.latest() or 0}"
+            ) from error
         raise
     finally:
         run.release()
