@@ -31,7 +31,7 @@ from .randomness import fold
 from .recompute import recompute
 from .run import Run
 from .signals import Stopped, StopSignals
-from .step import share_hidden, to_device, update
+from .step import Upload, share_hidden, update
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 FirstBatch = Callable[[Run, Batch, HostBatch], None]
@@ -164,7 +164,7 @@ def _train(
         for block in method.blocks():
             block.compile()
 
-    stream = stream_of(config, source, world, start, steps)
+    stream, upload = stream_of(config, source, world, start, steps), Upload(config, world.device)
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
     meter = Meter(world, config.batch)
     bad = run.bad_images() if start else {}
@@ -187,7 +187,7 @@ def _train(
             at = Progress(step, steps, steps_per_epoch)
             with meter.waiting():
                 hosts = next(batches_of)
-            batches = [to_device(host, config, world.device) for host in hosts]
+            batches = upload(hosts)
             share_hidden(batches, world)
             if step == 0 and first_batch is not None and world.first:
                 first_batch(run, batches[0], hosts[0])
