@@ -8,6 +8,7 @@ optimizer do not count. tests/test_flops.py holds it against torch's counter.
 
 import dataclasses
 import math
+from itertools import pairwise
 
 from .config import MethodConfig
 from .masks import keep_count
@@ -86,8 +87,10 @@ def _beit(config: BEiTConfig, hidden: float) -> float:
     twin = config.views[0].twin
     assert twin is not None
     tokenizer = FROZEN * sum(_encoder(config.tokenizer, (twin, twin)))
-    return _backbone(config.vit, config.vit.grid) + TRAINED * hidden * config.vit.width * config.tokenizer.vocab + (
-        tokenizer
+    return (
+        _backbone(config.vit, config.vit.grid)
+        + TRAINED * hidden * config.vit.width * config.tokenizer.vocab
+        + (tokenizer)
     )
 
 
@@ -97,7 +100,7 @@ def _ibot(config: IBOTConfig, hidden: float) -> float:
     sizes = [pair(view.size) for view in views]
     grids = [(h // vit.patch_hw[0], w // vit.patch_hw[1]) for h, w in sizes]
     widths = [vit.width, *[config.head_width] * (config.head_layers - 1), config.bottleneck]
-    mlp = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    mlp = sum(a * b for a, b in pairwise(widths))
     k = config.bottleneck * config.prototypes
     k_patch = config.bottleneck * (config.own_patches(None) or config.prototypes)
     k_teacher = config.bottleneck * (config.own_patches(config.shared_head_teacher) or config.prototypes)

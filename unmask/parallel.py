@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from .methods.base import Method
 from .rendezvous import meet
 
-
 JOINING = timedelta(minutes=10)
 """how long the processes of a start wait for each other"""
 WAITING = timedelta(minutes=30)
