@@ -120,7 +120,7 @@ def toy(command: Command, words: dict[str, str], runs: dict[str, str]) -> list[s
     tokenizer = f"{runs['beit']}/tokenizer"
     known = {**words, "RUN": run, "RUN:student": f"{run}:student", "RUN@STEP": f"{run}@3", "TOKENIZER": tokenizer,
              "RUN_A,RUN_B,untrained:mae": f"{run},{runs['beit']},untrained:mae-nano",
-             "untrained:mae": "untrained:mae-nano", "480": "48", "1250": "2"}  # fmt: skip
+             "untrained:mae": "untrained:mae-nano", "480": "48", "1250": "60"}  # fmt: skip
     given = [known.get(word, word) for word in command.words[1:]]
     if given[0] == "pretrain":
         given[1] += "-nano"
