@@ -107,7 +107,9 @@ def toys_of(tmp_path_factory):
     runs = {}
     for recipe in ("mae", "beit", "ibot"):
         runs[recipe] = str(place / recipe)
-        said = unmask("pretrain", f"{recipe}-nano", photos, "--out", runs[recipe], *SHORT, "--log-every", 1)
+        said = unmask(
+            "pretrain", f"{recipe}-nano", photos, "--out", runs[recipe], *SHORT, "--log-every", 1, "--save-every", 2
+        )
         assert said.code == 0, said.err
     return words, runs
 
@@ -118,7 +120,7 @@ def toy(command: Command, words: dict[str, str], runs: dict[str, str]) -> list[s
     method = "ibot" if {"attention", "averaging"} & set(command.words) else method
     run = runs[method]
     tokenizer = f"{runs['beit']}/tokenizer"
-    known = {**words, "RUN": run, "RUN:student": f"{run}:student", "RUN@STEP": f"{run}@3", "TOKENIZER": tokenizer,
+    known = {**words, "RUN": run, "RUN:student": f"{run}:student", "RUN@STEP": f"{run}@2", "TOKENIZER": tokenizer,
              "RUN_A,RUN_B,untrained:mae": f"{run},{runs['beit']},untrained:mae-nano",
              "untrained:mae": "untrained:mae-nano", "480": "48", "1250": "60"}  # fmt: skip
     given = [known.get(word, word) for word in command.words[1:]]

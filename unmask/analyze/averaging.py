@@ -196,9 +196,9 @@ def _draw(
     axes[1].set_yticks(range(len(accuracy)), [""] * len(accuracy))
     axes[0].xaxis.set_major_formatter(charts.PercentFormatter(1.0, decimals=0))
     x = [1 - m for m in kept]
+    axes[2].set_xlim(min(x) / 2, 2 * max(x))  # before it is logarithmic: of a single m no limits can be guessed
     axes[2].loglog(x, list(kept.values()), "o-", color=charts.color(0), markersize=4, label="measured")
     axes[2].loglog(x, list(predicted.values()), "x--", color=charts.FAINT, markersize=4, label="(1 - m) / (1 + m)")
-    axes[2].set_xlim(min(x) / 2, 2 * max(x))
     charts.labels(axes[2], "1 - m", "")
     charts.legend(axes[2])
     return figure
