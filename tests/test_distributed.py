@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,25 @@ def test_a_bad_image_on_any_rank_is_listed_and_counts_for_all(tmp_path):
         assert "over the limit" in message
 
 
+def stuck(world):
+    """What a process says of a collective to which the other one comes too late."""
+    parallel.limit_waiting(world.device, timedelta(seconds=1))
+    if world.rank == 1:
+        time.sleep(4)
+        return True, "Timed out"
+    try:
+        world.wait()
+    except Exception as error:
+        return parallel.is_lost(error), str(error)
+
+
+def test_a_process_that_does_not_come_is_an_error_and_not_a_wait_without_end():
+    for lost, said in on_processes(stuck, 2):
+        assert lost
+        assert "Timed out" in said
+    assert not parallel.is_lost(RuntimeError("shapes differ"))
+
+
 def facts(world):
     return world.agree(world.rank == 1, False), world.least(5 - world.rank), world.gather(world.rank)
 
@@ -227,8 +247,9 @@ def test_when_one_rank_fails_all_end_with_an_error_and_its_reason_is_kept(tmp_pa
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
          str(script), str(tmp_path / "run")],
         cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=100, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert time.monotonic() - begin < 90
+    assert f"lost another process, or waited {parallel.WAITING} for it" in done.stderr
     assert "rank 1 has had enough" in (tmp_path / "run" / "errors-rank001.txt").read_text()

@@ -19,12 +19,14 @@ from unmask.run import Run
 ROOT = Path(__file__).parent.parent
 STEPS = 8
 KILLING = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from unmask import checkpoint, train
 from unmask.cli import main
 
 attempt, rank, run = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"]), Path(sys.argv[-1])
+if attempt and rank == 0:
+    time.sleep(4)  # rank 1 is first at torchrun's store, where the addresses of the last start lie
 update, save = train.update, checkpoint.dcp.save
 
 def updating(*args):

@@ -11,7 +11,7 @@ LAYERS = {
     1: "vit blocks positions initialize masks framing views photometry randaugment erasing mixing weights",
     2: "data",
     3: "methods tokenizers layer_decay",
-    4: "run checkpoint parallel optim budget console meter signals recompute allocator",
+    4: "run checkpoint parallel rendezvous flops optim budget console meter signals recompute allocator",
     5: "train step",
     6: "evaluate show analyze report",
     7: "cli arguments verbs recipes pretrain options stages demo models pictures analyses forecast compare predict "

@@ -19,7 +19,8 @@ from unmask.optim import build_optimizer
 from unmask.run import Run
 from unmask.schedules import Progress
 from unmask.signals import Stopped, StopSignals
-from unmask.train import Due, prepare, to_device, total_steps, update
+from unmask.step import to_device, update
+from unmask.train import Due, prepare, total_steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ The same code runs as a plain process, under `torchrun` with DDP (weights copied
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,16 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from .methods.base import Method
+from .rendezvous import meet
+
+JOINING = timedelta(minutes=10)
+"""how long the processes of a start wait for each other"""
+WAITING = timedelta(minutes=30)
+"""how long a collective waits for the slowest process: rank 0 evaluates, and the others wait for it"""
+
+
+class Lost(RuntimeError):
+    """Another process of the run is gone or does not answer; the same command continues the run."""
 
 
 class World(NamedTuple):
@@ -89,15 +100,40 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(chosen)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        join(chosen)
     return World(int(os.environ.get("RANK", "0")) if size > 1 else 0, size, chosen)
+
+
+def join(device: torch.device) -> None:
+    """Make the process group of this start; no wait is without end.
+
+    Raises:
+        TimeoutError: some processes did not come within `JOINING`; names them.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=JOINING))
+    store.set_timeout(JOINING)
+    own = dist.PrefixStore(meet(store, rank, size, JOINING), store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=JOINING)
+    limit_waiting(device, WAITING)
+
+
+def limit_waiting(device: torch.device, limit: timedelta) -> None:
+    """Let every collective of this process fail when the others did not come to it in time."""
+    assert dist.group.WORLD is not None
+    for kind in {"cpu", device.type}:
+        dist.group.WORLD._get_backend(torch.device(kind))._set_default_timeout(limit)
 
 
 def stop(world: World) -> None:
     """Leave the process group."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error means that another process is gone or did not answer in time, and not a fault of this one."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def wrap(method: Method, world: World, how: Literal["auto", "ddp", "fsdp"]) -> nn.Module:
@@ -116,7 +152,9 @@ def wrap(method: Method, world: World, how: Literal["auto", "ddp", "fsdp"]) -> n
         how = "fsdp" if gpu and need > 0.4 * torch.cuda.mem_get_info(world.device)[1] else "ddp"
     if how == "ddp":
         ids = [world.device] if world.device.type == "cuda" else None
-        return DDP(method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():  # the new name of the option is not in the older versions of torch
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DDP(method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
     for tensor in (*method.parameters(), *method.buffers()):  # every rank starts from rank 0's state, as in DDP
         dist.broadcast(tensor.data, 0)
     mesh = init_device_mesh(world.device.type, (world.size,))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from . import parallel
 from .config import RunConfig
@@ -78,6 +79,35 @@ def to_device(host: HostBatch, config: RunConfig, device: torch.device) -> Batch
         own=there(own_shares(host.plans[0].mixed)) if host.plans[0].mixed else None,
         position=there(host.position),
     )
+
+
+class Upload:
+    """Brings micro-batches to the device; on a GPU beside what it computes.
+
+    The host queues a step long before the GPU has done it, and comes here for the next one. A second
+    stream then copies (from the page-locked memory that `Stream` reads into) and renders colors while
+    the first one computes, which waits for the result and nothing else.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.beside: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self.beside = torch.cuda.Stream(device)
+            self.beside.wait_stream(torch.cuda.current_stream(device))  # constants that were made before
+
+    def __call__(self, hosts: list[HostBatch]) -> list[Batch]:
+        """The micro-batches of a step, for the current stream to use."""
+        if self.beside is None:
+            return [to_device(host, self.config, self.device) for host in hosts]
+        with torch.cuda.stream(self.beside):
+            batches = [to_device(host, self.config, self.device) for host in hosts]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.beside)
+        for tensor in tree_leaves(batches):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(current)  # its memory is not used anew before `current` is done with it
+        return batches
 
 
 def share_hidden(batches: list[Batch], world: World) -> None:

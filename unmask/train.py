@@ -31,7 +31,7 @@ from .randomness import fold
 from .recompute import recompute
 from .run import Run
 from .signals import Stopped, StopSignals
-from .step import share_hidden, to_device, update
+from .step import Upload, share_hidden, update
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 FirstBatch = Callable[[Run, Batch, HostBatch], None]
@@ -112,6 +112,7 @@ def train(
     Raises:
         meter.Diverged: the loss or gradient is not finite; nothing of it is saved.
         Stopped: a signal asked to stop; the state is saved.
+        parallel.Lost: another process is gone, or did not answer in time.
         checkpoint.SaveFailed: the disk refused a checkpoint; the last one is intact.
     """
     run = Run.open(config, world)
@@ -119,9 +120,15 @@ def train(
         return _train(run, config, source, world, prepared, evaluate, first_batch, notes)
     except Stopped:
         raise
-    except Exception:
+    except Exception as error:
         if world.size > 1:
             run.report_failure(world.rank, traceback.format_exc())
+        if parallel.is_lost(error):
+            raise parallel.Lost(
+                f"rank {world.rank} of {world.size} lost another process, or waited {parallel.WAITING} for it "
+                f"({str(error).strip().splitlines()[0]}); look for the first cause in {run.path}/errors-rank*.txt and "
+                f"in what the others said; the same command goes on from step {run.latest() or 0}"
+            ) from error
         raise
     finally:
         run.release()
@@ -157,7 +164,7 @@ def _train(
         for block in method.blocks():
             block.compile()
 
-    stream = stream_of(config, source, world, start, steps)
+    stream, upload = stream_of(config, source, world, start, steps), Upload(config, world.device)
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
     meter = Meter(world, config.batch)
     bad = run.bad_images() if start else {}
@@ -180,7 +187,7 @@ def _train(
             at = Progress(step, steps, steps_per_epoch)
             with meter.waiting():
                 hosts = next(batches_of)
-            batches = [to_device(host, config, world.device) for host in hosts]
+            batches = upload(hosts)
             share_hidden(batches, world)
             if step == 0 and first_batch is not None and world.first:
                 first_batch(run, batches[0], hosts[0])
