@@ -18,6 +18,7 @@ from unmask.compare import kinds
 from unmask.compare.answer import sentence, winners
 from unmask.compare.entries import POINTS, Entry, check_images, curve, described, open_entries
 from unmask.compare.pieces import Pieces
+from unmask.compare.settings import Settings, settled
 from unmask.data.sources import open_source
 from unmask.evaluate.rows import scored
 from unmask.evaluate.shots import Shots
@@ -135,14 +136,20 @@ def test_a_comparison_that_was_stopped_goes_on_with_the_next_method(photos, tmp_
             raise Stopped("stopped here")
         return carry_out(plan)
 
-    two = ("--methods", "mae-nano", "supervised-nano", *TWO[3:], "--out", tmp_path / "c")
+    names = ("mae-nano", "supervised-nano")
+    settings = settled(Settings(names, budget="64 images", out=tmp_path / "c", workers=0, device="cpu"))
+    source, said = open_source(str(photos)), []
     monkeypatch.setattr(training, "carry_out", stop_at_the_second)
-    assert unmask("compare", photos, *two).code == 75
+    with pytest.raises(Stopped):
+        training.train_all(str(photos), source, settings, said.append)
     first = times(tmp_path / "c" / "runs" / "mae-nano")
-    said = unmask("compare", photos, *two)
-    assert said.code == 0, said.err
+    runs = training.train_all(str(photos), source, settings, said.append)
+    assert runs == [tmp_path / "c" / "runs" / name for name in names]
     assert begun == ["mae-nano", "supervised-nano", "supervised-nano"]
     assert times(tmp_path / "c" / "runs" / "mae-nano") == first
+    assert said[-2:] == [
+        f"mae-nano: {runs[0]} is finished", "supervised-nano: 2 of 2 methods, 64 images each",
+    ]  # fmt: skip
 
 
 def test_another_budget_in_the_same_folder_is_refused(photos, trained):
@@ -198,7 +205,7 @@ def test_images_that_moved_are_known_by_number_mean_and_deviation(photos, traine
     config["data"]["train"] = "gone/away"
     (run / "config.json").write_text(json.dumps(config))
     (note,) = check_images(open_entries([str(run)]), str(photos), open_source(str(photos)))
-    assert "gone/away, which is not there any more; DATA has the same number, mean and deviation" in note
+    assert "gone/away, not to be found from here; DATA has the same number, mean and deviation" in note
     dark = pictures(tmp_path / "dark", 120)
     with pytest.raises(ValueError, match="mean or deviation differ by 0"):
         check_images(open_entries([str(run)]), str(dark), open_source(str(dark)))

@@ -142,7 +142,7 @@ def check_images(entries: Sequence[Entry], data: str, source: Source) -> list[st
         if measured and away > ALIKE:
             raise ValueError(f"{other}: mean or deviation differ by {away:.3f}; {cure}")
         by = "number, mean and deviation" if measured else "number"
-        notes.append(f"{entry.spec} was trained on {had.train}, which is not there any more; DATA has the same {by}")
+        notes.append(f"{entry.spec} was trained on {had.train}, not to be found from here; DATA has the same {by}")
     return notes
 
 
@@ -211,7 +211,7 @@ def curve(entry: Entry) -> list[dict[str, Any]]:
     clock, steps = _clock(lines, batch), [line["step"] for line in lines]
     taken: dict[int, dict[str, Any]] = {}
     room = max(2, POINTS - len(judged))
-    for i in np.unique(np.linspace(0, len(lines) - 1, min(room, len(lines))).astype(int)):
+    for i in map(int, np.unique(np.linspace(0, len(lines) - 1, min(room, len(lines))).astype(int))):
         taken[steps[i]] = _point(lines, clock, i, steps[i], batch)
     for line in judged[-(POINTS - 2) :]:
         i = max(int(np.searchsorted(steps, line["step"], side="right")) - 1, 0)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.record import label_rows
+from ..data.record import Subset, label_rows
 from ..data.sources import Source, holdout_split, open_source
 from ..evaluate.labels import match_labels
 from .entries import Entry
@@ -51,6 +51,7 @@ def part(source: Source, test: str | None, entries: Sequence[Entry]) -> Images:
         judged = open_source(test, "auto" if labelled else "none")
         if labelled:
             match_labels(source, judged, lambda line: None)  # says what is wrong
+            judged = with_label(judged)
         return Images(source, judged, labelled, True)
     if not labelled:
         return Images(source, source, False, False)
@@ -60,4 +61,10 @@ def part(source: Source, test: str | None, entries: Sequence[Entry]) -> Images:
         cure = f"give --test DATA, as --test {had}" if had else "give --test DATA, images that no run was trained on"
         raise ValueError(f"{whole[0].spec} held nothing of {source.name} out of training; {cure}")
     train, judged = holdout_split(source)
-    return Images(train, judged, True, True)
+    return Images(train, with_label(judged), True, True)
+
+
+def with_label(source: Source) -> Source:
+    """The images of a source that have a label."""
+    known = np.flatnonzero(np.asarray(source.labels) >= 0)
+    return source if len(known) == len(source) else Subset(source, known)

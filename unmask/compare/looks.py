@@ -19,7 +19,7 @@ from ..run import Run
 from ..show import curves
 from . import kinds
 from .entries import Entry
-from .images import Images
+from .images import Images, with_label
 from .pieces import Pieces
 from .settings import Settings
 
@@ -54,7 +54,8 @@ def study_all(
             count = settings.count or ANALYSES[what].count
             asked = {"models": group, "count": count, "seed": settings.seed, "data": _of(images)}
             asked |= {"steps": settings.going_on} if ANALYSES[what].train else {}
-            ask = Ask(images.test, images.train if images.apart else None, count, settings.seed, settings.going_on)
+            bank = with_label(images.train) if images.labelled else None
+            ask = Ask(images.test, bank, count, settings.seed, settings.going_on)
 
             def build(file: Path, what: str = what, group: list = group, ask: Ask = ask) -> None:
                 note(f"{what}: {', '.join(name for name, _ in group)}")
