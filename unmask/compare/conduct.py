@@ -67,7 +67,7 @@ def carry_out(data: str, settings: Settings, note: Note, progress: Callable[[str
     content = written(data, settings, entries, images) | {"analyses": analyses, "pictures": drawn}
     content["notes"] = [*said, *left, *content["notes"]]
     write_atomically(settings.out / FILE, json.dumps(content, indent=1) + "\n")
-    from ..report import write
+    from ..report import write  # pyright: ignore[reportMissingImports]
 
     return Comparison(settings.out, write(settings.out), content)
 

@@ -58,7 +58,7 @@ def judge(
     known = known[known >= 0]
     least = min(len(known), len(Shots.parse(FEW).draw(known, settings.seed)))
     common: dict[str, Any] = {
-        "pools": ("cls", "mean"), "layers": settings.layers, "ks": (min(NEIGHBORS, least),), "seed": settings.seed,
+        "pools": ("cls", "mean"), "ks": (min(NEIGHBORS, least),), "seed": settings.seed,
         "device": device, "cache": True, "note": note, "progress": progress,
     }  # fmt: skip
     if least < NEIGHBORS:
@@ -67,10 +67,10 @@ def judge(
     others: list[Any] = [protocol for protocol in settings.protocols if protocol not in FROZEN]
     parts: list[Assessment] = []
     if frozen:
-        shots: dict[str, Any] = {"shots": (ALL, FEW), "seeds": DRAWS}
+        shots: dict[str, Any] = {"layers": settings.layers, "shots": (ALL, FEW), "seeds": DRAWS}
         parts.append(assess(models, frozen, images.train, images.test, **common, **shots))
     if others:
-        parts.append(assess(models, others, images.train, images.test, **common))
+        parts.append(assess(models, others, images.train, images.test, layers="last", **common))
     answers = [answer for part in parts for answer in part.answers]
     content = {
         "version": __version__,
@@ -91,10 +91,7 @@ def judge_without_labels(
     for model in opened(entries, images, settings.seed, device):
         if model.backbone is None:
             continue
-        found = measure(
-            model.backbone, model.size, model.mean, model.std, channels=model.channels,
-            value_range=model.value_range, device=device,
-        )  # fmt: skip
+        found = measure(model, device=device)
         for pool in ("cls", "mean"):
             measured = {name.split("/")[1]: value for name, value in found.items() if name.endswith(f"/{pool}")}
             rows.append({"model": model.name, "features": pool, "n": int(np.int64(len(measure.source))), **measured})
