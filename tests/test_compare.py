@@ -308,7 +308,7 @@ def test_the_sentence_admits_a_tie_a_loss_to_pixels_and_a_tokenizers_cost():
     said = sentence(winners(answers, ["mae", "beit"], seed=0), METHODS)
     assert said.startswith("No method is surely better than raw pixels here; beit comes first")
     assert "20 minutes, 10 of them for the tokenizer, of training" in said
-    assert "over mae, the second: the two are not told apart" in said
+    assert "over mae, the second (the two are not told apart)" in said
     assert said.endswith("Others come first by k-NN, mae.")
 
 

@@ -103,7 +103,7 @@ def _beaten(row: dict[str, Any]) -> str:
 
 
 def _against(row: dict[str, Any]) -> str:
-    told = "" if row["ci_low"] > 0 else ": the two are not told apart"
+    told = "" if row["ci_low"] > 0 else " (the two are not told apart)"
     return f"{_points(row)} over {row['to']}, the second{told}"
 
 
@@ -126,7 +126,7 @@ def _percent(row: dict[str, Any]) -> str:
 
 def _names(rows: Sequence[dict[str, Any]]) -> str:
     called = ["raw pixels" if row["to"] == "pixels" else f"an untrained {row['to'][10:]}" for row in rows]
-    return " and ".join(called)
+    return " and ".join([*([", ".join(called[:-1])] if called[1:] else []), called[-1]])
 
 
 def _minutes(name: str, methods: Sequence[dict[str, Any]]) -> str:

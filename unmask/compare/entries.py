@@ -117,7 +117,7 @@ def check_images(entries: Sequence[Entry], data: str, source: Source) -> list[st
     Raises:
         ValueError: names the run and both places.
     """
-    notes, prints = [], None
+    notes, prints, surveys = [], None, {}
     for entry in entries:
         had = entry.run.config.data
         other = f"{entry.spec} was trained on {had.train} ({had.images} images) and DATA is {data} ({len(source)})"
@@ -136,7 +136,10 @@ def check_images(entries: Sequence[Entry], data: str, source: Source) -> list[st
                 raise ValueError(f"{other}: their bytes differ; {cure}")
             notes.append(f"{entry.spec} was trained on {had.train}: the same images in another place")
             continue
-        _, *found = survey(source, seed=entry.run.config.seed, channels=had.channels, value_range=had.range)
+        how = entry.run.config.seed, had.channels, had.range
+        if how not in surveys:
+            surveys[how] = survey(source, seed=how[0], channels=how[1], value_range=how[2])
+        _, *found = surveys[how]
         away = max(abs(a - b) for a, b in zip([*had.mean, *had.std], [*found[0], *found[1]], strict=True))
         measured = (had.mean, had.std) != (DataConfig().mean, DataConfig().std)
         if measured and away > ALIKE:
