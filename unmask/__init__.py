@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import recipes, show
+    from .compare import compare
     from .embed import embed
     from .embedder import Embedder
     from .export import export
@@ -24,6 +25,7 @@ __all__ = [
     "Embedder",
     "Run",
     "__version__",
+    "compare",
     "embed",
     "evaluate",
     "export",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {"Embedder": "embedder", "Run": "run", "load": "models", "recipes": "recipes", "show": "show"}
 """public name -> the module that has it, or is it"""
 _VERBS = {
+    "compare": "compare",
     "embed": "embed",
     "evaluate": "models",
     "export": "export",

@@ -34,7 +34,7 @@ from .options import Options, apply, check
 from .parallel import World
 from .pictures import draw_tokens
 from .recipes import Facts, find, name_of
-from .run import CLASSES, Run, compare
+from .run import CLASSES, Run, changed_fields
 from .show import augmentations, curves
 from .stages import (
     RECORD,
@@ -296,11 +296,11 @@ def _continued(
     if options.precision == "auto":
         options = dataclasses.replace(options, precision=None)  # it was settled at the first start
     wanted = dataclasses.replace(configure(apply(options, stored)), recipe=recipe)
-    if not _same_place(stored.data.train, data):
+    if not same_place(stored.data.train, data):
         wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, train=data))
     if options.device_batch is None and stored.device_batch and stored.batch % (stored.device_batch * world.size):
         wanted = dataclasses.replace(wanted, device_batch=None)  # more processes than before: found anew
-    changed = compare(stored, wanted)
+    changed = changed_fields(stored, wanted)
     if changed:
         longer = any(line.startswith(("steps:", "epochs:", "budget:")) for line in changed)
         cure = f"train on with --from {stored.out} and a new --out" if longer else "choose another --out"
@@ -314,6 +314,6 @@ def _continued(
     return wanted, source
 
 
-def _same_place(a: str, b: str) -> bool:
+def same_place(a: str, b: str) -> bool:
     """Whether two DATA are one: `photos` and `photos/`, relative and absolute."""
     return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))

@@ -170,7 +170,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def compare(stored: RunConfig, wanted: RunConfig) -> list[str]:
+def changed_fields(stored: RunConfig, wanted: RunConfig) -> list[str]:
     """The fields in which a run may not change when it is continued, with both values."""
     return [line for line in differences(stored, wanted) if line.partition(":")[0] not in SPEED_FIELDS]
 
@@ -204,7 +204,7 @@ def _settle(path: Path, config: RunConfig) -> None:
     """Compare with the run that is there, or make it, and write down this start."""
     file = path / "config.json"
     if file.exists():
-        changed = compare(Run(path).config, config)
+        changed = changed_fields(Run(path).config, config)
         if changed:
             longer = any(line.startswith(("steps:", "epochs:")) for line in changed)
             cure = f"train on with --from {path} and a new --out" if longer else "choose another --out"

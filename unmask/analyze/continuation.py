@@ -27,6 +27,11 @@ LEAST = 0.01
 """fraction of the peak rate below which students hardly move, and there is no noise to average"""
 
 
+def moves(optim: OptimConfig, batch: int, at: Progress) -> bool:
+    """Whether the learning rate is large enough there for students to move."""
+    return optim.lr_schedule(batch)(at) >= LEAST * optim.lr(batch)
+
+
 def frozen(optim: OptimConfig, batch: int, at: Progress) -> OptimConfig:
     """The same optimizer with the rate and the weight decay of one moment, for good.
 
@@ -34,7 +39,7 @@ def frozen(optim: OptimConfig, batch: int, at: Progress) -> OptimConfig:
         ValueError: the rate is nearly 0 there.
     """
     rate, decay = optim.lr_schedule(batch)(at), optim.weight_decay_schedule()(at)
-    if rate < LEAST * optim.lr(batch):
+    if not moves(optim, batch, at):
         raise ValueError(
             f"the learning rate at step {at.step} of {at.steps} is {rate:.2g}, under {LEAST:.0%} of its peak "
             f"{optim.lr(batch):.2g}: students would not move; choose an earlier checkpoint, RUN@STEP"

@@ -37,13 +37,19 @@ def differences(answers: Sequence[Answer], *, seed: int = 0) -> list[dict[str, A
             if not rivals:
                 continue
             other = (same or rivals)[0]
-            _, mine, theirs = np.intersect1d(answer.places, other.places, return_indices=True)
-            change = _right(answer)[mine] - _right(other)[theirs]
-            low, high = bootstrap(change, seed=seed)
-            about = {key: row[key] for key in ("model", "protocol", "features", "layer", "k", "shots") if key in row}
-            about |= {"to": name, "to_features": other.row["features"], "difference": float(change.mean())}
-            rows.append(about | {"ci_low": low, "ci_high": high, "n_test": len(change)})
+            rows.append(between(answer, other, seed=seed))
     return rows
+
+
+def between(answer: Answer, other: Answer, *, seed: int = 0) -> dict[str, Any]:
+    """Compare two answers image by image: one row of `differences`."""
+    _, mine, theirs = np.intersect1d(answer.places, other.places, return_indices=True)
+    change = _right(answer)[mine] - _right(other)[theirs]
+    low, high = bootstrap(change, seed=seed)
+    kept = ("model", "protocol", "features", "layer", "k", "shots")
+    about = {key: answer.row[key] for key in kept if key in answer.row}
+    about |= {"to": other.row["model"], "to_features": other.row["features"], "difference": float(change.mean())}
+    return about | {"ci_low": low, "ci_high": high, "n_test": len(change)}
 
 
 def _kind(answer: Answer) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from .labels import Note, match_labels
 from .metrics import balanced, top1
 from .paired import differences
 from .rows import COLUMNS, Answer
-from .shots import Shots
+from .shots import ALL, Shots
 from .store import Store, weights_hash
 from .take import EvalModel, Form, Layers, Pooling, Settings
 
@@ -107,7 +107,7 @@ def assess(
         layers: last (after the final norm), best (chosen on held-out training images), all; None: the
             method's own. Blocks are numbered from 1, without the norm; attentive reads the last alone.
         ks: neighbors; None: 10, 20, 100, 200, without those that exceed the training images.
-        shots: numbers of labels beside which nothing is learned: `1%`, `10%`, `5` (a class); none: all.
+        shots: numbers of labels beside which nothing is learned: `1%`, `10%`, `5` (a class), `all`; none: all.
         seeds: draws of these labels.
         probe: the linear probe: common, mae, beit, ibot, or own (the method's).
         augment: random crops of each training image for a published probe; 0: the center crop.
@@ -132,7 +132,7 @@ def assess(
         raise ValueError("evaluate: no model or no protocol; give at least one model and one protocol")
     layers = "last" if save is not None and layers is None else layers  # the only one that a classifier keeps
     note = _once(note or _say)
-    drawn = tuple(Shots.parse(text) for text in shots) or (None,)
+    drawn = tuple(None if text == ALL else Shots.parse(text) for text in shots) or (None,)
     how = Settings(
         tuple(pools) if pools else None, layers, (), drawn, seeds, probe, augment, seed, device, precision, batch,
         workers,

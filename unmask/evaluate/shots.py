@@ -13,6 +13,9 @@ from jaxtyping import Int
 from ..config import UsageError
 from ..randomness import key
 
+ALL = "all"
+"""every label: beside few labels, in one call"""
+
 
 @dataclass(frozen=True)
 class Shots:

@@ -8,7 +8,7 @@ import importlib
 
 from .common import Result
 
-VERBS = ("demo", "pretrain", "evaluate", "predict", "show", "embed", "export", "recipes")
+VERBS = ("demo", "pretrain", "evaluate", "predict", "show", "embed", "export", "compare", "recipes")
 """in the order of `unmask --help`"""
 
 

@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> Result:
     from ..checkpoint import write_atomically
     from ..console import Console
     from ..evaluate import difference_table, table
-    from ..evaluate.shots import Shots
+    from ..evaluate.shots import ALL, Shots
     from ..models import assess
 
     @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> Result:
         k: str = ""
         """neighbors of k-NN (default: 10,20,100,200)"""
         shots: str = ""
-        """learn from few labels: 1%, 10% or a number a class; several with commas between"""
+        """learn from few labels: 1%, 10% or a number a class, or all; several with commas between"""
         seeds: int = 5
         """draws of these labels; the mean and the deviation over them are reported"""
         probe: Literal["common", "mae", "beit", "ibot", "own"] = "common"
@@ -87,7 +87,8 @@ def run(arguments: list[str]) -> Result:
     pools = words(given.pool, ("cls", "mean", "cls+mean"), "--pool") if given.pool else None
     shots = tuple(given.shots.split(",")) if given.shots else ()
     for text in shots:
-        Shots.parse(text)
+        if text != ALL:
+            Shots.parse(text)
     if given.seeds < 1 or given.augment < 0:
         raise UsageError(
             f"--seeds {given.seeds} --augment {given.augment}: give at least one seed and no less than 0 crops"

@@ -1,0 +1,70 @@
+"""The images of a comparison: what all learn from, and what all are judged by."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.record import Subset, label_rows
+from ..data.sources import Source, holdout_split, open_source
+from ..evaluate.labels import match_labels
+from .entries import Entry
+
+
+class Images(NamedTuple):
+    """DATA, parted."""
+
+    train: Source
+    """what classifiers learn from, and runs were trained on"""
+    test: Source
+    """what models are judged by and pictures are drawn of; without labels and --test, the training images"""
+    labelled: bool
+    """whether models can be judged by labels"""
+    apart: bool
+    """whether the test images are others than the training images"""
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are; None: no labels."""
+        if not self.labelled:
+            return None
+        assert self.train.labels is not None
+        return len(self.train.classes or np.unique(self.train.labels[self.train.labels >= 0]))
+
+
+def part(source: Source, test: str | None, entries: Sequence[Entry]) -> Images:
+    """Decide what is learned from and what is judged by.
+
+    Args:
+        source: DATA.
+        test: --test.
+        entries: the runs; without --test all must have held a tenth out of training.
+    Raises:
+        ValueError: they have not; or test images of other classes, or without labels.
+    """
+    if label_rows(source) is not None:
+        raise ValueError(
+            f"{source.name} has several labels an image; compare judges one class an image: evaluate the runs instead"
+        )
+    labelled = source.labels is not None and bool((np.asarray(source.labels) >= 0).any())
+    if test is not None:
+        judged = open_source(test, "auto" if labelled else "none")
+        if labelled:
+            match_labels(source, judged, lambda line: None)  # says what is wrong
+            judged = with_label(judged)
+        return Images(source, judged, labelled, True)
+    if not labelled:
+        return Images(source, source, False, False)
+    whole = [entry for entry in entries if not entry.run.config.data.holdout]
+    if whole:
+        had = whole[0].run.config.data.test
+        cure = f"give --test DATA, as --test {had}" if had else "give --test DATA, images that no run was trained on"
+        raise ValueError(f"{whole[0].spec} held nothing of {source.name} out of training; {cure}")
+    train, judged = holdout_split(source)
+    return Images(train, with_label(judged), True, True)
+
+
+def with_label(source: Source) -> Source:
+    """The images of a source that have a label."""
+    known = np.flatnonzero(np.asarray(source.labels) >= 0)
+    return source if len(known) == len(source) else Subset(source, known)
