@@ -1,7 +1,7 @@
 """Attention by explicit products, forward and backward, for bf16 on a CPU.
 
 softmax(q k^T / sqrt(d) + bias) v. The CPU's fused kernel has a bf16 backward pass 2 to 6 times slower than
-these products (reference: benchmarks/step.py), and autograd's own way through them copies q, k, v and their
+these products where it was measured, and autograd's own way through them copies q, k, v and their
 gradients once each where one copy of the three is enough. Without a bias the result is the same bits.
 """
 
