@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from unmask.methods import mae
@@ -46,9 +47,9 @@ def wrong_gelu(monkeypatch):
 
 def wrong_variance(monkeypatch):
     def biased(patches):
-        return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return F.layer_norm(patches, patches.shape[-1:], eps=1e-6)
 
-    monkeypatch.setattr(mae, "patch_statistics", biased)
+    monkeypatch.setattr(mae, "normalize", biased)
 
 
 def wrong_pixel_order(monkeypatch):

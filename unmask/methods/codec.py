@@ -188,7 +188,8 @@ class DalleEncoder(nn.Module):
         x = self.input(x.contiguous(memory_format=torch.channels_last))
         for part in self.groups:
             x = part(x)
-        return product(F.relu(x), self.output)
+        with torch.autocast(x.device.type, enabled=False):  # in fp32 as the original's last layer
+            return product(F.relu(x).float(), self.output)
 
 
 class DalleDecoder(nn.Module):
@@ -254,9 +255,8 @@ def group(
 
 
 def product(x: Float[Tensor, "B D gh gw"], conv: nn.Conv2d) -> Float[Tensor, "B N K"]:
-    """Apply a 1x1 convolution as a matrix product over cells, in fp32 as the original's last layer."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float().permute(0, 2, 3, 1).flatten(1, 2), conv.weight.flatten(1), conv.bias)
+    """Apply a 1x1 convolution as a matrix product over cells."""
+    return F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), conv.weight.flatten(1), conv.bias)
 
 
 # --- BEiT's DiscreteVAE ------------------------------------------------------------------------------
@@ -288,13 +288,12 @@ class BeitCodec(Codec):
         assert isinstance(last, nn.Conv2d)
         for layer in self.encoder[:-1]:
             x = layer(x)
-        return product(x, last)
+        return product(x, last).float()
 
     def paint(
         self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
     ) -> Float[Tensor, "B _ H W"]:
-        with torch.autocast(codes.device.type, enabled=False):
-            x = codes @ self.codebook.weight if codes.is_floating_point() else self.codebook(codes)  # [B N D]
+        x = codes @ self.codebook.weight if codes.is_floating_point() else self.codebook(codes)  # [B N D]
         return self.decoder(x.unflatten(1, grid).permute(0, 3, 1, 2))
 
     def pixels(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:

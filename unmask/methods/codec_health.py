@@ -40,13 +40,17 @@ def frequencies(ids: Int[Tensor, "*s"], vocab: int) -> Float[Tensor, "K"]:
     return _counts(ids, vocab) / ids.numel()
 
 
-def batch_health(logits: Float[Tensor, "B N K"]) -> dict[str, Tensor]:
-    """What is cheap enough for every step: codes used by the batch, perplexity, entropy of a cell."""
+def batch_health(logits: Float[Tensor, "B N K"], kl: Float[Tensor, "B N"]) -> dict[str, Tensor]:
+    """What is cheap enough for every step: codes used by the batch, perplexity, entropy of a cell.
+
+    Args:
+        kl: `categorical_kl` of the logits, which the loss needs, too.
+    """
     vocab = logits.shape[-1]
     return {
         "usage": usage(logits.argmax(-1), vocab),
         "perplexity": perplexity(logits.softmax(-1).mean((0, 1))),
-        "cell_entropy": math.log(vocab) - categorical_kl(logits).mean(),
+        "cell_entropy": math.log(vocab) - kl.mean(),
     }
 
 

@@ -135,9 +135,9 @@ class DVAE(Method):
         kl = categorical_kl(logits)  # [B N]
         penalty = kl.sum() if self.config.kl_over == "sum" else kl.sum() / x.numel()
         with torch.no_grad():
-            metrics = batch_health(logits) | {
+            metrics = batch_health(logits, kl.detach()) | {
                 "nll": nll.detach(),
-                "kl": kl.mean(),
+                "kl": kl.detach().mean(),
                 "elbo": -(nll + kl.sum() / x.numel()),
             }
             if self.config.codec.likelihood == "laplace":

@@ -16,9 +16,11 @@ does not care about order, so loss and gradients are the same; the encoder takes
 patches that nobody sees are not even projected.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -175,9 +177,12 @@ def patch_statistics(
 
 
 def normalize(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
-    """Patches with their own mean removed and divided by their own deviation (Table 1d, w/ norm)."""
-    mean, deviation = patch_statistics(patches)
-    return (patches - mean) / deviation
+    """Patches with their own mean removed and divided by their own deviation (Table 1d, w/ norm).
+
+    One pass of layer normalization, whose variance is the biased one: (P - 1) / P of `patch_statistics`.
+    """
+    biased = (patches.shape[-1] - 1) / patches.shape[-1]
+    return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * biased) * math.sqrt(biased)
 
 
 def denormalize(patches: Float[Tensor, "B N P"], image: Float[Tensor, "B C h w"], patch: tuple[int, int]) -> Tensor:

@@ -1,0 +1,95 @@
+"""The floor of a step: its matrix products alone, at their own shapes, in bf16.
+
+They are written down while our step runs once, forward and backward, and then repeated with operands that
+are in memory already: nothing is cast, laid out, normalized or stored. Convolutions count as products.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from common import Turn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .ours import make as make_ours
+
+aten = torch.ops.aten
+Shape = tuple[tuple[int, ...], bool]
+"""of an operand, and whether it lies transposed in memory"""
+
+
+class Products(TorchDispatchMode):
+    """Writes down every matrix product and convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[tuple[Shape, Shape]] = []
+        self.convolutions: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func in (aten.mm.default, aten.mm.out, aten.bmm.default, aten.bmm.out):
+            self.products.append((_shape(args[0]), _shape(args[1])))
+        elif func in (aten.addmm.default, aten.baddbmm.default):
+            self.products.append((_shape(args[1]), _shape(args[2])))
+        elif func in (aten.convolution.default, aten.convolution_backward.default):
+            sizes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in args)
+            self.convolutions.append((func, sizes))
+        return func(*args, **(kwargs or {}))
+
+
+def written_down(name: str) -> Products:
+    """The products of one of our steps in bf16."""
+    step, products = make_ours(name, "bf16"), Products()
+    with products:
+        step()
+    return products
+
+
+def make(name: str) -> Turn:
+    """Repeat the products of a case."""
+    seen = written_down(name)
+    memory: dict[tuple, Tensor] = {}
+
+    def operand(shape: Sequence[int], transposed: bool = False, images: bool = False) -> Tensor:
+        place = (tuple(shape), transposed, images)
+        if place not in memory:
+            size = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
+            made = torch.randn(size, dtype=torch.bfloat16)
+            if images:
+                made = made.contiguous(memory_format=torch.channels_last)
+            memory[place] = made.transpose(-2, -1) if transposed else made
+        return memory[place]
+
+    calls: list[tuple[Any, tuple, dict[str, Any]]] = []
+    for (a, a_transposed), (b, b_transposed) in seen.products:
+        out = operand((*a[:-1], b[-1]))
+        calls.append((torch.matmul, (operand(a, a_transposed), operand(b, b_transposed)), {"out": out}))
+    for func, args in seen.convolutions:
+        if func is aten.convolution.default:
+            x, weight, _, *how = args
+            calls.append((func, (operand(x, images=True), operand(weight, images=True), None, *how), {}))
+        else:
+            grad, x, weight, _, *how, mask = args
+            tensors = (operand(shape, images=True) for shape in (grad, x, weight))
+            calls.append((func, (*tensors, None, *how, [mask[0], mask[1], False]), {}))
+
+    @torch.no_grad()
+    def turn() -> None:
+        for function, arguments, more in calls:
+            function(*arguments, **more)
+
+    return turn
+
+
+def flops(products: Products) -> int:
+    """Floating-point operations of the matrix products, convolutions left out."""
+    return sum(2 * _count(a) * b[-1] for (a, _), (b, _) in products.products)
+
+
+def _count(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _shape(tensor: Tensor) -> Shape:
+    return tuple(tensor.shape), tensor.stride(-2) == 1 and tensor.shape[-2] > 1 and tensor.stride(-1) != 1

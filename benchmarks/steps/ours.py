@@ -1,0 +1,41 @@
+"""Our step, by the very functions that `unmask pretrain` goes through."""
+
+from functools import partial
+
+from common import Turn
+
+from unmask import parallel
+from unmask.allocator import keep_memory
+from unmask.config import DataConfig, RunConfig
+from unmask.optim import build_optimizer
+from unmask.step import share_hidden, update
+from unmask.train import prepare
+
+from .cases import AT, case
+
+
+def make(name: str, precision: str, compiled: bool = False) -> Turn:
+    """A step of `step.update`."""
+    keep_memory()
+    given, world = case(name), parallel.start("cpu")
+    config = RunConfig(
+        recipe=name,
+        method=given.method,
+        data=DataConfig(),
+        optim=given.optim,
+        batch=given.images,
+        device_batch=given.images,
+        epochs=None,
+        steps=AT.steps,
+        precision="bf16" if precision == "bf16" else "fp32",
+    )
+    config, method = prepare(config, world, given.build)
+    engine = parallel.wrap(method, world, config.parallel)
+    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    if compiled:
+        for block in method.blocks():
+            block.compile()
+    engine.train()
+    batches = [given.batch()]
+    share_hidden(batches, world)
+    return partial(update, engine, optimizer, batches, AT, config, world)
