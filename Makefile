@@ -43,7 +43,7 @@ parity: $(READY)  ## golden vectors of the official code, and other libraries wi
 	OMP_NUM_THREADS=1 $(BIN)/python -m unmask.testing goldens tests/golden
 
 # memory.py prints formulas and random_tokenizer.py trains a control: neither is timed
-BENCHMARKS := step
+BENCHMARKS := step input end_to_end
 
 bench: $(READY)  ## every benchmark at sizes of seconds; python benchmarks/step.py measures
 	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --quick || exit 1; done

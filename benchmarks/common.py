@@ -74,6 +74,7 @@ def race(
         timings in the given order, and why the others were left out, by name.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # likewise; as `unmask` does, for all contenders
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     pipes: dict[str, Connection] = {}

@@ -103,3 +103,12 @@ def write(photos: Sequence[bytes], where: Path) -> Photos:
     kilobytes = np.mean([len(data) for data in photos]) / 1000
     about = f"{len(photos)} JPEGs, {width} x {height} and {kilobytes:.0f} kB on average"
     return Photos(str(folder), str(tar), str(parquet), about)
+
+
+def write_classes(photos: dict[str, list[bytes]], where: Path) -> str:
+    """Write them as a folder for each class; returns DATA."""
+    for name, files in photos.items():
+        (where / name).mkdir(parents=True)
+        for i, data in enumerate(files):
+            (where / name / f"{i:04d}.jpg").write_bytes(data)
+    return str(where)
