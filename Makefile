@@ -42,8 +42,8 @@ parity: $(READY)  ## golden vectors of the official code, and other libraries wi
 	$(PYTEST) -q -k "golden or parity" tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m unmask.testing goldens tests/golden
 
-# memory.py prints formulas and random_tokenizer.py trains a control: neither is timed
-BENCHMARKS := step
+# memory.py prints formulas, random_tokenizer.py trains a control, gpu.py needs a GPU
+BENCHMARKS := step input end_to_end
 
 bench: $(READY)  ## every benchmark at sizes of seconds; python benchmarks/step.py measures
 	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --quick || exit 1; done

@@ -33,6 +33,10 @@ Turn = Callable[[], object]
 """what is timed: one step, one batch"""
 
 
+class Took(float):
+    """What a turn returns if it knows better than a clock around it: the seconds that count."""
+
+
 class Absent(Exception):
     """Raised by a contender's `make` where what it needs is not here; the message says what to do."""
 
@@ -70,15 +74,28 @@ def race(
         timings in the given order, and why the others were left out, by name.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # likewise; as `unmask` does, for all contenders
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     pipes: dict[str, Connection] = {}
     processes = []
     for contender in contenders:
         pipes[contender.name], there = context.Pipe()
-        processes.append(context.Process(target=_work, args=(there, threads, *contender[1:]), daemon=True))
+        processes.append(context.Process(target=_work, args=(there, threads, *contender[1:])))
         processes[-1].start()
         there.close()
+    try:
+        return _take_turns(pipes, rounds)
+    except BaseException:  # they are no daemons, which may have no children (loaders' workers), and would wait
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.join()
+
+
+def _take_turns(pipes: dict[str, Connection], rounds: int) -> tuple[list[Timing], dict[str, str]]:
     answers = {name: _answer(name, pipe) for name, pipe in pipes.items()}
     left_out = {name: why for name, why in answers.items() if why is not None}
     running = {name: pipe for name, pipe in pipes.items() if name not in left_out}
@@ -88,12 +105,7 @@ def race(
             took = _ask(name, pipe, True)
             if turn:
                 seconds[name].append(took)
-    timings = []
-    for name, pipe in running.items():
-        timings.append(Timing(name, seconds[name], _ask(name, pipe, False)))
-    for process in processes:
-        process.join()
-    return timings, left_out
+    return [Timing(name, seconds[name], _ask(name, pipe, False)) for name, pipe in running.items()], left_out
 
 
 def _work(pipe: Connection, threads: int, make: Callable[..., Turn], arguments: tuple[Any, ...]) -> None:
@@ -106,8 +118,9 @@ def _work(pipe: Connection, threads: int, make: Callable[..., Turn], arguments: 
         pipe.send(None)
         while pipe.recv():
             start = time.perf_counter()
-            turn()
-            pipe.send(time.perf_counter() - start)
+            result = turn()
+            took = time.perf_counter() - start
+            pipe.send(float(result) if isinstance(result, Took) else took)
         pipe.send(peak_memory())
     except Absent as why:
         pipe.send(str(why))
@@ -235,7 +248,8 @@ def facts(**more: Any) -> dict[str, Any]:
     import torch
 
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    return {"date": now, "commit": commit(), "machine": machine(), "torch": torch.__version__, **more}
+    load = {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}  # before it began
+    return {"date": now, "commit": commit(), "machine": machine(), "torch": torch.__version__, **load, **more}
 
 
 def machine() -> str:
@@ -266,7 +280,9 @@ def write_json(file: Path, benchmark: str, about: dict[str, Any], rows: Iterable
             lines.write(json.dumps({"benchmark": benchmark, **about, **asdict(row)}) + "\n")
 
 
-def append_results(folder: Path, title: str, about: dict[str, Any], tables: dict[str, list[Row]]) -> Path:
+def append_results(
+    folder: Path, title: str, about: dict[str, Any], tables: dict[str, list[Row]], notes: Sequence[str] = ()
+) -> Path:
     """Append a dated set of tables to this machine's file.
 
     Args:
@@ -274,6 +290,7 @@ def append_results(folder: Path, title: str, about: dict[str, Any], tables: dict
         title: of the set.
         about: from `facts`.
         tables: rows by case.
+        notes: what else was measured, a line each.
     Returns:
         the file.
     """
@@ -285,6 +302,7 @@ def append_results(folder: Path, title: str, about: dict[str, Any], tables: dict
     lines = [f"\n## {about['date']}: {title}\n", said, ""]
     lines += [f"| case | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
     lines += [f"| {case} | {' | '.join(cells(row))} |" for case, rows in tables.items() for row in rows]
+    lines += ["", *(f"- {note}" for note in notes)] if notes else []
     with file.open("a") as existing:
         existing.write("\n".join(lines) + "\n")
     return file
