@@ -1,6 +1,6 @@
 """Every command of the documents is one that exists, and is carried out here unless its line says what it needs.
 
-docs/distributed.md and docs/export.md have tests of their own; the commands of docs/results.md are records of
+docs/compare.md, docs/distributed.md and docs/export.md have tests of their own; the commands of docs/results.md are records of
 what was measured, on data that is not in the repository, and those of CONTRIBUTING.md are the checks themselves.
 """
 
@@ -14,13 +14,17 @@ from cli_toys import SHORT, pictures, unmask
 
 from unmask import demo, export, models, predict, pretrain, verbs
 from unmask import pictures as drawing
+from unmask.analyze import ANALYSES
+from unmask.compare import conduct
 from unmask.data import sources
 from unmask.recipes import RECIPES, name_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"docs/distributed.md", "docs/export.md", "docs/results.md"}
+ELSEWHERE = {"docs/compare.md", "docs/distributed.md", "docs/export.md", "docs/results.md"}
 SHELL = re.compile(r"^```(?:sh|bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RECIPES_HERE = {"mae", "beit", "ibot", "dino", "supervised"}
+"""that `compare` is asked for"""
 STARTS = {"unmask", "make", "python", "torchrun"}
 
 
@@ -66,7 +70,7 @@ def dry(monkeypatch, tmp_path):
         raise ParsedError
 
     places = [(demo, "demo"), (export, "export"), (models, "assess"), (drawing, "picture"), (predict, "predict"),
-              (pretrain, "planned"), (sources, "open_source")]  # fmt: skip
+              (pretrain, "planned"), (sources, "open_source"), (conduct, "open_source")]  # fmt: skip
     for module, name in places:
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)
@@ -134,6 +138,10 @@ def toy(command: Command, words: dict[str, str], runs: dict[str, str]) -> list[s
         given += [*SHORT, *([] if "--out" in given else ["--out", "made"])]
     if given[0] == "evaluate":
         given += ["--k", "1", "--workers", "0"] + (["--epochs", "1"] if "finetune" in given else [])
+    if given[0] == "compare":
+        given = [f"{word}-nano" if word in RECIPES_HERE else "64 images" if word == "20m" else word for word in given]
+        given += ["--test", words["TEST"], "--out", "made", "--count", "8", "--workers", "0", "--device", "cpu"]
+        given += ["--skip", *sorted({*ANALYSES, *drawing.PICTURES} - {"cka", "curves"})]
     return given
 
 
