@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_toys import pictures, unmask
 
 import unmask as package
 from unmask.analyze import ANALYSES
-from unmask.compare import kinds
+from unmask.compare import kinds, looks
 from unmask.compare.answer import sentence, winners
 from unmask.compare.entries import POINTS, Entry, check_images, curve, described, open_entries
+from unmask.compare.images import part
 from unmask.compare.pieces import Pieces
 from unmask.compare.settings import Settings, settled
 from unmask.data.sources import open_source
@@ -339,6 +341,22 @@ def test_a_piece_is_made_once_and_anew_when_it_depends_on_something_else(tmp_pat
     (tmp_path / "a/b.json").unlink()
     Pieces(tmp_path).make("a/b.json", {"models": [1, 3]}, build)
     assert len(calls) == 3
+
+
+def test_an_analysis_or_a_picture_that_fails_is_named_and_the_others_are_made(trained, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such luck\nat all")
+
+    monkeypatch.setattr(looks, "analyze", fail)
+    monkeypatch.setattr(looks.curves, "draw", fail)
+    entries = open_entries([str(trained[0] / "runs" / "mae-nano")])
+    settings, said = Settings(skip=tuple(set(SKIP[1:])), count=8, device="cpu"), []
+    images = part(open_source(content(trained[0])["data"]), None, entries)
+    pieces = Pieces(tmp_path)
+    made, left = looks.study_all(entries, images, settings, torch.device("cpu"), pieces, said.append)
+    assert made == [] and left == ["attention-distance: no such luck", "error-spectrum: no such luck"]
+    drawn, undrawn = looks.draw_all(entries, images, settings, pieces, said.append)
+    assert [each["what"] for each in drawn] == ["reconstruction"] and undrawn == ["curves of mae-nano: no such luck"]
 
 
 @pytest.mark.slow

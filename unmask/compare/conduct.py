@@ -62,10 +62,10 @@ def carry_out(data: str, settings: Settings, note: Note, progress: Callable[[str
     else:
         asked["how"].append(settings.count)
         pieces.make("evaluate.json", asked, lambda f: judge_without_labels(entries, images, settings, device, f))
-    drawn = draw_all(entries, images, settings, pieces, note)
+    drawn, undrawn = draw_all(entries, images, settings, pieces, note)
     analyses, left = study_all(entries, images, settings, device, pieces, note)
     content = written(data, settings, entries, images) | {"analyses": analyses, "pictures": drawn}
-    content["notes"] = [*said, *left, *content["notes"]]
+    content["notes"] = [*said, *left, *undrawn, *content["notes"]]
     write_atomically(settings.out / FILE, json.dumps(content, indent=1) + "\n")
     from ..report import write  # pyright: ignore[reportMissingImports]
 
