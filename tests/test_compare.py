@@ -20,7 +20,7 @@ from unmask.compare import kinds, looks
 from unmask.compare.answer import sentence, winners
 from unmask.compare.entries import POINTS, Entry, check_images, curve, described, open_entries
 from unmask.compare.images import part
-from unmask.compare.pieces import Pieces
+from unmask.compare.pieces import Pieces, stamp
 from unmask.compare.settings import Settings, settled
 from unmask.compare.training import KEPT as KEPT_CHECKPOINTS
 from unmask.compare.training import spread
@@ -410,6 +410,20 @@ def test_an_analysis_or_a_picture_that_fails_is_named_and_the_others_are_made(tr
     assert made == [] and left == ["attention-distance: no such luck", "error-spectrum: no such luck"]
     drawn, undrawn = looks.draw_all(entries, images, settings, pieces, said.append)
     assert [each["what"] for each in drawn] == ["reconstruction"] and undrawn == ["curves of mae-nano: no such luck"]
+
+
+def test_other_weights_or_other_test_images_of_the_same_names_are_other_pieces(trained, photos, tmp_path):
+    run = Run(shutil.copytree(trained[0] / "runs" / "mae-nano", tmp_path / "run"))
+    first = stamp(run, 2)
+    assert stamp(run, 2) == first
+    state = run.path / "checkpoints" / "step-0000002" / "state.json"
+    state.write_text(state.read_text())  # written again
+    assert stamp(run, 2) != first
+    source, entries = open_source(str(photos)), open_entries([str(run.path)])
+    test = shutil.copytree(photos, tmp_path / "test")
+    before = part(source, str(test), entries).content
+    shutil.copy(test / "a" / "000.png", test / "a" / "003.png")
+    assert part(source, str(test), entries).content != before
 
 
 @pytest.mark.slow

@@ -13,14 +13,14 @@ from ..analyze.continuation import moves
 from ..analyze.subject import Ask
 from ..data.sources import Source
 from ..evaluate.labels import Note
-from ..models import open_subjects
+from ..models import open_subjects, parse_run
 from ..pictures import draw_attention, draw_augmentations, draw_patches, draw_reconstruction, draw_tokens
 from ..run import Run
 from ..show import curves
 from . import kinds
 from .entries import Entry
 from .images import Images, with_label
-from .pieces import Pieces
+from .pieces import Pieces, stamp
 from .settings import Settings
 
 DRAWN = 8
@@ -53,6 +53,7 @@ def study_all(
             stem = f"analyses/{what}" + (f"-{names[0]}" if applies.alone else "")
             count = settings.count or ANALYSES[what].count
             asked = {"models": group, "count": count, "seed": settings.seed, "data": _of(images)}
+            asked["weights"] = [stamp(run, step) for run, step, _ in (parse_run(spec) for _, spec in group) if step]
             asked |= {"steps": settings.going_on} if ANALYSES[what].train else {}
             bank = with_label(images.train) if images.labelled else None
             ask = Ask(images.test, bank, count, settings.seed, settings.going_on)
@@ -88,7 +89,7 @@ def draw_all(
                     note(f"picture: {file}")
                     _draw(what, run, step, images, out)
 
-                asked = {"run": str(run.path), "step": step, "data": _of(images)}
+                asked = {"run": str(run.path), "step": step, "weights": stamp(run, step), "data": _of(images)}
                 if _made(pieces, file, asked, build, left, f"{what} of {name}"):
                     made.append({"method": entry.name, "what": what, "file": file})
     return made, left
@@ -147,4 +148,4 @@ def _going_on(run: Run, images: Images) -> Source:
 
 
 def _of(images: Images) -> list[Any]:
-    return [images.train.name, len(images.train), images.test.name, len(images.test)]
+    return [images.train.name, len(images.train), images.test.name, len(images.test), images.content]
