@@ -1,5 +1,6 @@
 """`unmask compare`: methods under one budget, judged alike, in one folder that goes on where it was stopped."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -10,19 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_toys import pictures, unmask
 
 import unmask as package
 from unmask.analyze import ANALYSES
-from unmask.compare import kinds
+from unmask.compare import kinds, looks
 from unmask.compare.answer import sentence, winners
 from unmask.compare.entries import POINTS, Entry, check_images, curve, described, open_entries
-from unmask.compare.pieces import Pieces
+from unmask.compare.images import part
+from unmask.compare.pieces import Pieces, stamp
 from unmask.compare.settings import Settings, settled
+from unmask.compare.training import KEPT as KEPT_CHECKPOINTS
+from unmask.compare.training import spread
 from unmask.data.sources import open_source
 from unmask.evaluate.rows import scored
 from unmask.evaluate.shots import Shots
 from unmask.pictures import PICTURES
+from unmask.recipes import Facts, find
 from unmask.run import Run
 from unmask.signals import Stopped
 
@@ -152,6 +158,16 @@ def test_a_comparison_that_was_stopped_goes_on_with_the_next_method(photos, tmp_
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("steps", "every", "kept"), [(1000, "100", 10), (1001, "101", 10), (19, "2", 10), (3, "1", 3)])
+def test_a_run_with_a_teacher_keeps_checkpoints_spread_over_all_its_steps(steps, every, kept):
+    settled = dataclasses.replace(find("dino-nano")(Facts()), epochs=None, steps=steps)
+    config = spread(settled)
+    assert (config.save_every, config.keep) == (every, KEPT_CHECKPOINTS)
+    assert len({*range(int(every), steps + 1, int(every)), steps}) == kept
+    alone = dataclasses.replace(find("mae-nano")(Facts()), epochs=None, steps=steps)
+    assert spread(alone) == alone
+
+
 def test_another_budget_in_the_same_folder_is_refused(photos, trained):
     said = unmask("compare", photos, *TWO, "--budget", "256 images", "--out", trained[0])
     assert said.code == 1
@@ -270,8 +286,9 @@ def answer_of(model: str, right: int, protocol: str = "linear", features: str = 
 
 
 METHODS = [
-    {"name": "mae", "seconds": 1200.0, "tokenizer": None},
-    {"name": "beit", "seconds": 600.0, "tokenizer": {"seconds": 600.0}},
+    {"name": "mae", "kind": "mae", "seconds": 1200.0, "tokenizer": None},
+    {"name": "beit", "kind": "beit", "seconds": 600.0, "tokenizer": {"seconds": 600.0}},
+    {"name": "supervised", "kind": "supervised", "seconds": 60.0, "tokenizer": None},
 ]
 
 
@@ -312,6 +329,29 @@ def test_the_sentence_admits_a_tie_a_loss_to_pixels_and_a_tokenizers_cost():
     assert said.endswith("Others come first by k-NN, mae.")
 
 
+def test_the_sentence_begins_with_all_that_are_not_told_apart():
+    answers = [answer_of("mae", 100), answer_of("beit", 101), answer_of("supervised", 60), answer_of("pixels", 20)]
+    said = sentence(winners(answers, ["mae", "beit", "supervised"], seed=0), METHODS)
+    assert said.startswith("beit or mae (not told apart) on these images; beit comes first: 50.5 % [")
+
+
+def test_the_sentence_names_winners_by_every_protocol_and_who_saw_all_labels():
+    names = ["mae", "beit", "supervised"]
+    answers = [
+        answer_of("mae", 120), answer_of("beit", 60), answer_of("supervised", 60, "linear", shots="10%"),
+        answer_of("mae", 40, shots="10%"), answer_of("beit", 90, "attentive"), answer_of("mae", 50, "finetune"),
+        answer_of("beit", 110, "finetune"),
+    ]  # fmt: skip
+    said = sentence(winners(answers, names, seed=0), METHODS)
+    assert said.startswith("On these images use mae: ")
+    assert said.endswith(
+        "Others come first by a linear probe on 10% of the labels, supervised (which saw all the labels) "
+        "and by an attentive probe, beit and by fine-tuning, beit."
+    )
+    won = sentence(winners([answer_of("supervised", 120), answer_of("mae", 60)], names, seed=0), METHODS)
+    assert won.startswith("On these images use supervised (which saw all the labels): 60.0 % [")
+
+
 def test_a_curve_is_thinned_and_keeps_what_was_judged(trained, tmp_path):
     run = Run(shutil.copytree(trained[0] / "runs" / "mae-nano", tmp_path / "run"))
     lines = [{"step": s, "loss": 1 / s, "img/s": 64.0} for s in range(1, 2001)]
@@ -324,6 +364,21 @@ def test_a_curve_is_thinned_and_keeps_what_was_judged(trained, tmp_path):
     (judged,) = [point for point in points if "eval/knn/cls" in point]
     assert (judged["step"], judged["loss"], judged["seconds"]) == (999, 1 / 999, 999.0)
     assert described(entry._replace(step=2), tmp_path, 100)["seconds"] == 2.0
+
+
+def test_a_tokenizers_time_and_work_come_before_and_into_those_of_its_run(trained, tmp_path):
+    run = Run(shutil.copytree(trained[0] / "runs" / "mae-nano", tmp_path / "run"))
+    first = Run(shutil.copytree(run.path, tmp_path / "first"))  # any run has a time and work
+    for each, rate in ((run, 64.0), (first, 16.0)):
+        lines = [{"step": s, "loss": 1.0, "img/s": rate} for s in (1, 2)]
+        (each.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    alone = Entry("beit", str(run.path), run, 2, "beit", None)
+    both = alone._replace(tokenizer=first)
+    assert [point["seconds"] for point in curve(alone)] == [1.0, 2.0]
+    assert [point["seconds"] for point in curve(both)] == [9.0, 10.0]
+    before, after = described(alone, tmp_path, 100), described(both, tmp_path, 100)
+    assert after["tokenizer"]["seconds"] == 8.0 and after["seconds"] == 2.0
+    assert after["tokenizer"]["gflop"] == before["gflop"] > 0 and after["gflop"] == 2 * before["gflop"]
 
 
 def test_a_piece_is_made_once_and_anew_when_it_depends_on_something_else(tmp_path):
@@ -339,6 +394,36 @@ def test_a_piece_is_made_once_and_anew_when_it_depends_on_something_else(tmp_pat
     (tmp_path / "a/b.json").unlink()
     Pieces(tmp_path).make("a/b.json", {"models": [1, 3]}, build)
     assert len(calls) == 3
+
+
+def test_an_analysis_or_a_picture_that_fails_is_named_and_the_others_are_made(trained, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such luck\nat all")
+
+    monkeypatch.setattr(looks, "analyze", fail)
+    monkeypatch.setattr(looks.curves, "draw", fail)
+    entries = open_entries([str(trained[0] / "runs" / "mae-nano")])
+    settings, said = Settings(skip=tuple(set(SKIP[1:])), count=8, device="cpu"), []
+    images = part(open_source(content(trained[0])["data"]), None, entries)
+    pieces = Pieces(tmp_path)
+    made, left = looks.study_all(entries, images, settings, torch.device("cpu"), pieces, said.append)
+    assert made == [] and left == ["attention-distance: no such luck", "error-spectrum: no such luck"]
+    drawn, undrawn = looks.draw_all(entries, images, settings, pieces, said.append)
+    assert [each["what"] for each in drawn] == ["reconstruction"] and undrawn == ["curves of mae-nano: no such luck"]
+
+
+def test_other_weights_or_other_test_images_of_the_same_names_are_other_pieces(trained, photos, tmp_path):
+    run = Run(shutil.copytree(trained[0] / "runs" / "mae-nano", tmp_path / "run"))
+    first = stamp(run, 2)
+    assert stamp(run, 2) == first
+    state = run.path / "checkpoints" / "step-0000002" / "state.json"
+    state.write_text(state.read_text())  # written again
+    assert stamp(run, 2) != first
+    source, entries = open_source(str(photos)), open_entries([str(run.path)])
+    test = shutil.copytree(photos, tmp_path / "test")
+    before = part(source, str(test), entries).content
+    shutil.copy(test / "a" / "000.png", test / "a" / "003.png")
+    assert part(source, str(test), entries).content != before
 
 
 @pytest.mark.slow

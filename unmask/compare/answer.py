@@ -56,7 +56,7 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
 
     Args:
         found: of `winners`.
-        methods: entries of compare.json: name, seconds, tokenizer.
+        methods: entries of compare.json: name, kind, seconds, tokenizer.
     """
     names = [method["name"] for method in methods]
     column = next((name for name in COLUMNS if name in found["best"]), None)
@@ -68,6 +68,8 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
     top = found["best"][column]
     rows = [row for row in found["beats"] if row["column"] == column]
     rival = next((row for row in rows if row["to"] in names), None)
+    level = [row["to"] for row in rows if row["to"] in names and row["ci_low"] <= 0]
+    first = _called(top["model"], methods)
     floors = [row for row in rows if row["to"] not in names]
     lost = [row for row in floors if row["ci_low"] <= 0]
     told = (
@@ -75,9 +77,12 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
     )
     cost = f"{_minutes(top['model'], methods)} of training"
     if lost:
-        text = f"No method is surely better than {_names(lost)} here; {top['model']} comes first: {told}, after {cost}."
+        text = f"No method is surely better than {_names(lost)} here; {first} comes first: {told}, after {cost}."
+    elif level:
+        either = " or ".join([first, *(_called(name, methods) for name in level)])
+        text = f"{either} (not told apart) on these images; {top['model']} comes first: {told}, after {cost}."
     else:
-        text = f"On these images use {top['model']}: {told}, after {cost}."
+        text = f"On these images use {first}: {told}, after {cost}."
     parts = [_against(rival)] if rival is not None else []
     parts += [_over(row) for row in floors if row["to"] == "pixels"]
     own = [row for row in floors if row["to"].startswith("untrained:")]
@@ -85,13 +90,19 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
     if parts:
         text += f" That is {'; '.join(parts)}."
     others = [
-        f"by {SAID[other]}, {found['best'][other]['model']}"
-        for other in ("linear", "knn", "few")
-        if other in found["best"] and found["best"][other]["model"] != top["model"]
+        f"by {SAID[other]}, {_called(row['model'], methods)}"
+        for other, row in found["best"].items()
+        if row["model"] != top["model"]
     ]
     if others:
         text += f" Others come first {' and '.join(others)}."
     return text
+
+
+def _called(name: str, methods: Sequence[dict[str, Any]]) -> str:
+    """A method's name, and what gives it an advantage: of few labels, too, those of all images were in training."""
+    kind = next(method["kind"] for method in methods if method["name"] == name)
+    return f"{name} (which saw all the labels)" if kind == "supervised" else name
 
 
 def _beaten(row: dict[str, Any]) -> str:

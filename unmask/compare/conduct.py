@@ -17,7 +17,7 @@ from .answer import sentence
 from .entries import Entry, check_images, curve, described, open_entries
 from .images import Images, part
 from .looks import draw_all, study_all
-from .pieces import Pieces
+from .pieces import Pieces, stamp
 from .scores import judge, judge_without_labels
 from .settings import Settings
 from .training import train_all
@@ -53,8 +53,8 @@ def carry_out(data: str, settings: Settings, note: Note, progress: Callable[[str
     settings.out.mkdir(parents=True, exist_ok=True)
     device, pieces = parallel.start(settings.device or "auto").device, Pieces(settings.out)
     asked = {
-        "models": [[entry.name, str(entry.run.path), entry.step] for entry in entries],
-        "data": [data, len(images.train), settings.test, len(images.test)],
+        "models": [[e.name, str(e.run.path), e.step, stamp(e.run, e.step)] for e in entries],
+        "data": [data, len(images.train), settings.test, len(images.test), images.content],
         "how": [settings.protocols, settings.layers, settings.seed],
     }
     if images.labelled:
@@ -62,10 +62,10 @@ def carry_out(data: str, settings: Settings, note: Note, progress: Callable[[str
     else:
         asked["how"].append(settings.count)
         pieces.make("evaluate.json", asked, lambda f: judge_without_labels(entries, images, settings, device, f))
-    drawn = draw_all(entries, images, settings, pieces, note)
+    drawn, undrawn = draw_all(entries, images, settings, pieces, note)
     analyses, left = study_all(entries, images, settings, device, pieces, note)
     content = written(data, settings, entries, images) | {"analyses": analyses, "pictures": drawn}
-    content["notes"] = [*said, *left, *content["notes"]]
+    content["notes"] = [*said, *left, *undrawn, *content["notes"]]
     write_atomically(settings.out / FILE, json.dumps(content, indent=1) + "\n")
     from ..report import write  # pyright: ignore[reportMissingImports]
 
@@ -80,6 +80,8 @@ def written(data: str, settings: Settings, entries: Sequence[Entry], images: Ima
     budgets = {entry.run.config.budget for entry in entries}
     budget = settings.budget or (budgets.pop() if len(budgets) == 1 else None)
     notes = []
+    if found.get("overlap"):
+        notes.append(f"{found['overlap']} of {len(images.test)} test images are training images too, byte for byte")
     for method in methods if settings.budget else []:
         if method["tokenizer"]:
             half = halved(settings.budget or "")

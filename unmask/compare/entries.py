@@ -150,12 +150,12 @@ def check_images(entries: Sequence[Entry], data: str, source: Source) -> list[st
 
 
 def described(entry: Entry, out: Path, images: int) -> dict[str, Any]:
-    """What compare.json says of a run: sizes, cost, where it is."""
+    """What compare.json says of a run: sizes, cost, where it is; `gflop` is with the tokenizer's, `seconds` without."""
     run, config = entry.run, entry.run.config
     method = run.method(entry.step)
     vit, network = vit_of(method).config, vit_of(method)
     inside = run.path.resolve().is_relative_to(out.resolve())
-    lines = before(run, entry.step)
+    lines, tokenizer = before(run, entry.step), _tokenizer(entry, out)
     return {
         "name": entry.name,
         "recipe": config.recipe,
@@ -166,14 +166,14 @@ def described(entry: Entry, out: Path, images: int) -> dict[str, Any]:
         "epochs": entry.images_seen / images,
         "seconds": seconds_of(lines, config.batch),
         "images_per_second": statistics.median(line["img/s"] for line in lines) if lines else None,
-        "gflop": entry.images_seen * flops_per_image(config, method, parallel.World(0, 1, torch.device("cpu"))) / 1e9,
+        "gflop": _gflop(run, entry.step) + (tokenizer["gflop"] if tokenizer else 0.0),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "vit": {
             "width": vit.width, "depth": vit.depth, "heads": vit.heads, "patch": vit.patch_hw[0],
             "image_size": vit.image_hw[0],
         },
         "own_pool": ",".join(config.method.pools),
-        "tokenizer": _tokenizer(entry, out),
+        "tokenizer": tokenizer,
         "notes": list(entry.notes),
     }  # fmt: skip
 
@@ -187,7 +187,14 @@ def _tokenizer(entry: Entry, out: Path) -> dict[str, Any] | None:
         "run": str(run.path.resolve().relative_to(out.resolve()) if inside else run.path.resolve()),
         "seconds": seconds_of(before(run, steps), run.config.batch),
         "images_seen": steps * run.config.batch,
+        "gflop": _gflop(run, steps),
     }
+
+
+def _gflop(run: Run, step: int) -> float:
+    """What the steps of a run took, forward and backward."""
+    config, alone = run.config, parallel.World(0, 1, torch.device("cpu"))
+    return step * config.batch * flops_per_image(config, run.method(step), alone) / 1e9
 
 
 def before(run: Run, step: int) -> list[dict[str, Any]]:
@@ -206,12 +213,17 @@ def _clock(lines: Sequence[dict[str, Any]], batch: int) -> np.ndarray:
 
 
 def curve(entry: Entry) -> list[dict[str, Any]]:
-    """Loss and accuracy over a run: at most POINTS of step, images, seconds, loss, and eval/* where logged."""
+    """Loss and accuracy over a run: at most POINTS of step, images, seconds, loss, and eval/* where logged.
+
+    The clock of a BEiT begins with its tokenizer's training.
+    """
     batch, lines = entry.run.config.batch, before(entry.run, entry.step)
     judged = [line for line in entry.run.metrics() if line["step"] <= entry.step and _scores(line)]
     if not lines:
         return []
-    clock, steps = _clock(lines, batch), [line["step"] for line in lines]
+    first = entry.tokenizer
+    begin = 0.0 if first is None else seconds_of(before(first, first.latest() or 0), first.config.batch)
+    clock, steps = begin + _clock(lines, batch), [line["step"] for line in lines]
     taken: dict[int, dict[str, Any]] = {}
     room = max(2, POINTS - len(judged))
     for i in map(int, np.unique(np.linspace(0, len(lines) - 1, min(room, len(lines))).astype(int))):

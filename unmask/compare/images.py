@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.fingerprint import content_hash, fingerprints
 from ..data.record import Subset, label_rows
 from ..data.sources import Source, holdout_split, open_source
 from ..evaluate.labels import match_labels
@@ -22,6 +23,8 @@ class Images(NamedTuple):
     """whether models can be judged by labels"""
     apart: bool
     """whether the test images are others than the training images"""
+    content: str
+    """one name for the bytes of the test images, in their order"""
 
     @property
     def classes(self) -> int | None:
@@ -46,22 +49,26 @@ def part(source: Source, test: str | None, entries: Sequence[Entry]) -> Images:
         raise ValueError(
             f"{source.name} has several labels an image; compare judges one class an image: evaluate the runs instead"
         )
+
+    def images(train: Source, test: Source, labelled: bool, apart: bool) -> Images:
+        return Images(train, test, labelled, apart, content_hash(fingerprints(test)))
+
     labelled = source.labels is not None and bool((np.asarray(source.labels) >= 0).any())
     if test is not None:
         judged = open_source(test, "auto" if labelled else "none")
         if labelled:
             match_labels(source, judged, lambda line: None)  # says what is wrong
             judged = with_label(judged)
-        return Images(source, judged, labelled, True)
+        return images(source, judged, labelled, True)
     if not labelled:
-        return Images(source, source, False, False)
+        return images(source, source, False, False)
     whole = [entry for entry in entries if not entry.run.config.data.holdout]
     if whole:
         had = whole[0].run.config.data.test
         cure = f"give --test DATA, as --test {had}" if had else "give --test DATA, images that no run was trained on"
         raise ValueError(f"{whole[0].spec} held nothing of {source.name} out of training; {cure}")
     train, judged = holdout_split(source)
-    return Images(train, with_label(judged), True, True)
+    return images(train, with_label(judged), True, True)
 
 
 def with_label(source: Source) -> Source:

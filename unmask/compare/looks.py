@@ -1,7 +1,7 @@
 """Analyses and pictures of all runs, each of those that it applies to (`kinds`)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from ..analyze.continuation import moves
 from ..analyze.subject import Ask
 from ..data.sources import Source
 from ..evaluate.labels import Note
-from ..models import open_subjects
+from ..models import open_subjects, parse_run
 from ..pictures import draw_attention, draw_augmentations, draw_patches, draw_reconstruction, draw_tokens
 from ..run import Run
 from ..show import curves
 from . import kinds
 from .entries import Entry
 from .images import Images, with_label
-from .pieces import Pieces
+from .pieces import Pieces, stamp
 from .settings import Settings
 
 DRAWN = 8
@@ -53,6 +53,7 @@ def study_all(
             stem = f"analyses/{what}" + (f"-{names[0]}" if applies.alone else "")
             count = settings.count or ANALYSES[what].count
             asked = {"models": group, "count": count, "seed": settings.seed, "data": _of(images)}
+            asked["weights"] = [stamp(run, step) for run, step, _ in (parse_run(spec) for _, spec in group) if step]
             asked |= {"steps": settings.going_on} if ANALYSES[what].train else {}
             bank = with_label(images.train) if images.labelled else None
             ask = Ask(images.test, bank, count, settings.seed, settings.going_on)
@@ -66,16 +67,16 @@ def study_all(
                 named = [s._replace(name=name) for s, (name, _) in zip(subjects, group, strict=True)]
                 analyze(what, named, ask, file)
 
-            pieces.make(f"{stem}.png", asked, build)
-            made.append({"what": what, "models": names, "numbers": f"{stem}.json", "figure": f"{stem}.png"})
+            if _made(pieces, f"{stem}.png", asked, build, left, stem.partition("/")[2]):
+                made.append({"what": what, "models": names, "numbers": f"{stem}.json", "figure": f"{stem}.png"})
     return made, left
 
 
 def draw_all(
     entries: Sequence[Entry], images: Images, settings: Settings, pieces: Pieces, note: Note
-) -> list[dict[str, Any]]:
-    """Draw every picture that applies, of the test images; returns what compare.json lists."""
-    made = []
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw every picture that applies, of the test images; returns as `study_all` does."""
+    made, left = [], []
     for entry in entries:
         for what, applies in kinds.PICTURES.items():
             parts = [(entry.name, entry.run, entry.step)] if entry.kind in applies.kinds else []
@@ -88,9 +89,22 @@ def draw_all(
                     note(f"picture: {file}")
                     _draw(what, run, step, images, out)
 
-                pieces.make(file, {"run": str(run.path), "step": step, "data": _of(images)}, build)
-                made.append({"method": entry.name, "what": what, "file": file})
-    return made
+                asked = {"run": str(run.path), "step": step, "weights": stamp(run, step), "data": _of(images)}
+                if _made(pieces, file, asked, build, left, f"{what} of {name}"):
+                    made.append({"method": entry.name, "what": what, "file": file})
+    return made, left
+
+
+def _made(
+    pieces: Pieces, file: str, asked: dict[str, Any], build: Callable[[Path], None], left: list[str], what: str
+) -> bool:
+    """Have one figure made; one that cannot be is said to be left out: the others, and the answer, stand."""
+    try:
+        pieces.make(file, asked, build)
+    except (ValueError, RuntimeError) as error:
+        left.append(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+        return False
+    return True
 
 
 def _draw(what: str, run: Run, step: int, images: Images, out: Path) -> None:
@@ -134,4 +148,4 @@ def _going_on(run: Run, images: Images) -> Source:
 
 
 def _of(images: Images) -> list[Any]:
-    return [images.train.name, len(images.train), images.test.name, len(images.test)]
+    return [images.train.name, len(images.train), images.test.name, len(images.test), images.content]

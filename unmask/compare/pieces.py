@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_atomically
+from ..run import Run
 
 MADE = "made.json"
 """what each piece was made from"""
+
+
+def stamp(run: Run, step: int) -> list[int]:
+    """What tells a checkpoint from another of the same run and step: when it was written, and its bytes' number."""
+    files = [f.stat() for f in (run.path / "checkpoints" / f"step-{step:07d}").glob("*")]
+    return [max((file.st_mtime_ns for file in files), default=0), sum(file.st_size for file in files)]
 
 
 class Pieces:

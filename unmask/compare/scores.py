@@ -60,6 +60,7 @@ def judge(
     common: dict[str, Any] = {
         "pools": ("cls", "mean"), "ks": (min(NEIGHBORS, least),), "seed": settings.seed,
         "device": device, "cache": True, "note": note, "progress": progress,
+        "workers": -1 if settings.workers is None else settings.workers,
     }  # fmt: skip
     if least < NEIGHBORS:
         note(f"k-NN: k {least} in place of {NEIGHBORS}, a tenth of the labels is no more than that")

@@ -50,7 +50,7 @@ class Settings:
     seed: int = 0
     """of the trainings, the analyses, the probes and the intervals"""
     workers: int | None = None
-    """loader processes of training (default: as pretrain)"""
+    """loader processes of training and of judging (default: as pretrain and evaluate)"""
     device: str | None = None
     """auto, cpu, cuda or cuda:1 (default: auto)"""
     precision: Literal["auto", "bf16", "fp32"] | None = None

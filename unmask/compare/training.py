@@ -1,7 +1,6 @@
 """The methods of a comparison, trained one after the other under one budget by the recipes' ordinary path."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from ..config import RunConfig
@@ -19,7 +18,7 @@ from .entries import steps_of
 from .settings import Settings
 
 KEPT = 10
-"""checkpoints of a run with a teacher, spread over it: what became of student and teacher is judged on these"""
+"""checkpoints of a run with a teacher, at most, spread evenly over its steps: they tell what became of the two"""
 
 
 def train_all(data: str, source: Source, settings: Settings, note: Note) -> list[Path]:
@@ -46,9 +45,9 @@ def train_all(data: str, source: Source, settings: Settings, note: Note) -> list
             note(f"{name}: {out} is finished")
         else:
             note(f"{name}: {i + 1} of {len(settings.methods)} methods, {settings.budget} each")
-            with planned(name, data, _options(out, settings), _keeping(settings)) as plans:
+            with planned(name, data, _options(out, settings)) as plans:
                 for plan in plans:
-                    carry_out(plan)
+                    carry_out(plan._replace(config=spread(plan.config)))
         runs.append(out)
     return runs
 
@@ -66,15 +65,11 @@ def _options(out: Path, settings: Settings) -> Options:
     )
 
 
-def _keeping(settings: Settings) -> Callable[[RunConfig], RunConfig]:
-    """Let runs with a teacher keep checkpoints from all over the run."""
-
-    def configure(config: RunConfig) -> RunConfig:
-        if not isinstance(config.method, IBOTConfig):
-            return config
-        return dataclasses.replace(config, save_every=settings.interval(), keep=KEPT)
-
-    return configure
+def spread(config: RunConfig) -> RunConfig:
+    """Let a run with a teacher, whose steps are settled, keep checkpoints from all over it."""
+    if not isinstance(config.method, IBOTConfig) or config.steps is None:
+        return config
+    return dataclasses.replace(config, save_every=str(-(-config.steps // KEPT)), keep=KEPT)
 
 
 def _finished(out: Path, data: str, settings: Settings) -> bool:
