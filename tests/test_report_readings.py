@@ -59,6 +59,42 @@ def test_one_group_alone_puts_no_claim_to_the_test(what):
     assert "No model that agrees with a teacher" in said.text
 
 
+def nothing(numbers):
+    """The same, with every estimate unknown."""
+    if isinstance(numbers, dict) and "value" in numbers:
+        return {part: np.full(np.shape(values), None).tolist() for part, values in numbers.items()}
+    return {key: nothing(value) for key, value in numbers.items()} if isinstance(numbers, dict) else numbers
+
+
+@pytest.mark.parametrize("what", ["attention-distance", "attention-nmi", "bands", "error-spectrum", "range", "targets",
+                                  "target-noise"])  # fmt: skip
+def test_what_is_not_known_is_left_out_of_readings_and_charts(what):
+    numbers = nothing(found()[what])
+    said = (readings.READINGS | teacher_readings.READINGS)[what](numbers, METHODS)
+    assert said.verdict == ""
+    assert "None" not in said.text.replace("None of the models", "")
+    assert PANELS[what](numbers, METHODS)
+
+
+def test_a_share_of_nothing_makes_no_mean_and_the_others_are_still_listed():
+    numbers = found()["bands"]
+    numbers["mae"] = nothing(numbers["mae"])
+    assert readings.average(numbers["mae"]["relative"]["high"]) == dict.fromkeys(("value", "low", "high"))
+    said = readings.bands(numbers, METHODS)
+    assert "beit 50\u00a0%" in said.text
+    assert "mae" not in said.text
+
+
+def test_the_radius_of_half_is_said_only_where_it_is_known():
+    numbers = found()["range"]
+    assert "half is reached at a radius of mae 0.9, beit 0.9, ibot 0.9 patches." in readings.dependence(
+        numbers, METHODS
+    ).text  # fmt: skip
+    for each in numbers.values():
+        each["R_50"] = None
+    assert "half" not in readings.dependence(numbers, METHODS).text
+
+
 def test_untrained_and_supervised_models_take_no_part_in_a_verdict():
     values = [Value("mae", "mae", 1, 1, 1), Value("ibot", "ibot", 2, 2, 2), Value("untrained:mae", "", 9, 9, 9)]
     assert contrast(values, higher=False, more="m", less="l").verdict == "supports"

@@ -18,12 +18,14 @@ def by_block(found: Found, about: Comparison, *, y: str, scaled: bool = False) -
     relative = scaled and all(units.values())
     for name, each, look in _looks(found, about):
         factor = 1 / (units[name] or 1.0) if relative else 1.0
-        line = {part: [factor * v for v in each["layers"][part]] for part in ("value", "low", "high")}
-        cloud = [[factor * v for v in heads] for heads in each["heads"]["value"]]
+        line = {
+            part: [None if v is None else factor * v for v in each["layers"][part]] for part in ("value", "low", "high")
+        }
+        cloud = [[factor * v for v in heads if v is not None] for heads in each["heads"]["value"]]
         series.append(_series(look, range(1, len(cloud) + 1), line, cloud=cloud))
     level = (1.0, "uniform attention") if relative else None
     label = "distance / that of uniform attention" if relative else y
-    top = 1.08 * max(v for each in series for heads in each.cloud for v in heads)
+    top = 1.08 * max((v for each in series for heads in each.cloud for v in heads if v is not None), default=1.0)
     span = None if relative else (0.0, top)
     return [curves("", series, x="block", y=label, whole=True, level=level, height=340, y_range=span)]
 
@@ -58,7 +60,7 @@ def bands(found: Found, about: Comparison) -> list[Panel]:
         for part, x in (("low", "cuts"), ("high", "cuts"), ("noise", "bands"))
     }
     cuts = sorted({cut for each in found.values() for cut in each["cuts"]})
-    top = max(v for lines in drawn.values() for line in lines for v in line.high if v is not None)
+    top = max((v for lines in drawn.values() for line in lines for v in line.high if v is not None), default=1.0)
     how: dict[str, Any] = {"percent": True, "y_range": (0, 1.05 * top)}
     cut: dict[str, Any] = {**how, "log_x": True, "ticks": cuts}
     return [
@@ -81,7 +83,7 @@ def error_spectrum(found: Found, about: Comparison) -> list[Panel]:
             if kind == "pixels":
                 ratios.append(_series(words, x, spectrum, symbol=""))
             shares.append(_series(words, x, share, symbol="", dash=dash))
-    top = min(2.0, 1.1 * max(1.0, *(v for line in ratios for v in line.y if v is not None)))
+    top = min(2.0, 1.1 * max([1.0, *(v for line in ratios for v in line.y if v is not None)]))
     return [
         curves(
             "Energy of the error / of the image", ratios, x="cycles an image", y_range=(0, top),
@@ -115,8 +117,8 @@ def targets(found: Found, about: Comparison) -> list[Panel]:
     )
     panels = []
     for key, title in names:
-        rows = [_dot(look, each[key]) for _, each, look in _looks(found, about)]
-        panels.append(dots(title, rows, percent=True))
+        rows = [_dot(look, each[key]) for _, each, look in _looks(found, about) if each[key]["value"] is not None]
+        panels += [dots(title, rows, percent=True)] if rows else []
     rows = [
         Dot(look.label, look.color, each["nmi"] - each["nmi_by_chance"], symbol=look.symbol)
         for _, each, look in _looks(found, about)

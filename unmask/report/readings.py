@@ -51,8 +51,14 @@ def values_of(found: Found, about: Comparison, of: Callable[[str, Found], Found]
 
 
 def average(estimate: Found, scale: float = 1.0) -> Found:
-    """Mean of several estimates. The mean of their ends is an interval that is rather too wide than too narrow."""
-    return {part: scale * float(np.mean(estimate[part])) for part in ("value", "low", "high")}
+    """Mean of several estimates. The mean of their ends is an interval that is rather too wide than too narrow.
+
+    Where one of them is not known (None: a share of nothing), nor is the mean.
+    """
+    return {
+        part: None if None in estimate[part] else scale * float(np.mean(estimate[part]))
+        for part in ("value", "low", "high")
+    }
 
 
 def at(estimate: Found, i: int) -> Found:
@@ -92,6 +98,8 @@ def contrast(values: Sequence[Value], *, higher: bool, more: str, less: str) -> 
 
 def listed(values: Sequence[Value], form: Callable[[float], str]) -> str:
     """Name the models with their numbers, highest first."""
+    if not values:
+        return "not known"
     ordered = sorted(values, key=lambda each: -each.value)
     parts = [f"{each.label} {form(each.value)}" for each in ordered]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
@@ -141,6 +149,8 @@ def bands(found: Found, about: Comparison) -> Reading:
     """A4: mean relative accuracy on high-pass images."""
     values = values_of(found, about, lambda _, each: average(each["relative"]["high"]))
     low = values_of(found, about, lambda _, each: average(each["relative"]["low"]))
+    if not values:
+        return Reading("None of the models is right about any whole image, so there are no shares of that to keep.", "")
     judged = contrast(
         values, higher=True, more="keeps more of it on high frequencies", less="keeps less of it on high frequencies"
     )
@@ -158,12 +168,15 @@ def error_spectrum(found: Found, about: Comparison) -> Reading:
         label, ratio = about.label(name), each["pixels"]["error_over_image"]["value"]
         ratio = ratio[: shown(about, name, len(ratio))]
         lost = next((rho for rho, value in enumerate(ratio) if value is not None and value >= 1), None)
-        last = max(rho for rho, value in enumerate(ratio) if value is not None)
+        last = max((rho for rho, value in enumerate(ratio) if value is not None), default=0)
         good = max((rho for rho in range(last + 1) if all(v is None or v < 0.5 for v in ratio[: rho + 1])), default=0)
         where = f"no better than gray from {lost} cycles an image on" if lost is not None else "nowhere worse than gray"
         cut = next(iter(each["pixels"]["share"])).removeprefix("above ")
         i = int(cut.split()[0])
         raw, norm = (at(each[kind]["loss_share"], i) for kind in ("pixels", "normalized"))
+        if None in (*raw.values(), *norm.values()):
+            sentences.append(f"{label}: there is no error to divide by frequency.")
+            continue
         sentences.append(
             f"{label} paints more than half of the energy up to {good} cycles an image and is {where}. Above {cut} lie "
             f"{percent(raw['value'])} of its squared error in pixels and {percent(norm['value'])} in normalized pixels"
@@ -175,7 +188,8 @@ def error_spectrum(found: Found, about: Comparison) -> Reading:
             "against": ": normalizing patches moves the loss away from fine detail.",
             "open": ": normalizing patches moves the loss by no more than its interval.",
         }[side]
-    return Reading(" ".join(sentences), verdicts[0] if len(set(verdicts)) == 1 else "open")
+    joint = verdicts[0] if len(set(verdicts)) == 1 else "open" if verdicts else ""
+    return Reading(" ".join(sentences), joint)
 
 
 def shown(about: Comparison, name: str, most: int) -> int:
@@ -191,14 +205,12 @@ def dependence(found: Found, about: Comparison) -> Reading:
     if not values:
         return Reading("For none of the models do visible patches help to predict a hidden one.", "")
     half = [(about.label(name), each["R_50"]) for name, each in found.items() if each["R_50"] is not None]
-    reach = ", ".join(f"{label} {radius:.1f}" for label, radius in half)
+    reach = "; half is reached at a radius of " + ", ".join(f"{label} {radius:.1f}" for label, radius in half)
     judged = contrast(
         values, higher=True, more="predicts more from next neighbors", less="predicts less from next neighbors"
     )
-    text = (
-        f"The ring of next neighbors gives this part of what all visible patches give: {listed(values, percent)}; half "
-        f"is reached at a radius of {reach} patches"
-    )
+    text = f"The ring of next neighbors gives this part of what all visible patches give: {listed(values, percent)}"
+    text += f"{reach} patches" if half else ""
     return Reading(f"{text}. {judged.text}", judged.verdict)
 
 

@@ -78,6 +78,10 @@ def target_noise(found: Found, about: Comparison) -> Reading:
     for name, each in found.items():
         targets, features = at(each["ratio"]["target_variance"], 0), at(each["ratio"]["jitter"], 0)
         steps, predicted = each["distances"][0], each["predicted_ratio"][0]
+        if None in (*targets.values(), *features.values()):
+            sentences.append(f"{about.label(name)}: the student does not move, so nothing can be steadier.")
+            verdicts.append("")
+            continue
         verdicts.append(_above({"value": 0, "low": -targets["high"], "high": -targets["low"]}, -1.0))
         said = {"supports": "steadier than", "against": "less steady than", "open": "about as steady as"}[verdicts[-1]]
         sentences.append(
