@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from report_toys import write_folder
+from report_toys import method, row, write_folder
 
 from unmask.report import write
 from unmask.report.comparison import Comparison
@@ -173,6 +173,47 @@ def test_an_analysis_of_two_runs_apart_is_shown_twice_with_their_names(tmp_path)
     (folder / "compare.json").write_text(json.dumps(said))
     titles = HEADINGS.findall(write(folder).read_text())
     assert {"Is the teacher better? (ibot)", "Is the teacher better? (beit)"} <= set(titles)
+
+
+def test_the_table_says_that_a_classifier_has_seen_all_labels_where_there_is_one(page, tmp_path):
+    assert "supervised has seen all labels, also in the columns of few labels." in page
+    methods = [method("mae"), method("ibot")]
+    assert "supervised has seen" not in write(write_folder(tmp_path, methods=methods)).read_text()
+
+
+def test_the_tokenizers_settings_are_shown(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "t").mkdir()
+    (folder / "t" / "config.json").write_text('{"codes": 4321}')
+    assert re.search(r"Settings of beit&#39;s tokenizer</summary><pre>.*4321", write(folder).read_text())
+
+
+def test_guessing_is_always_the_commonest_class_and_an_overlap_is_said(page, tmp_path):
+    facts = {"majority": {"class": "a", "top1": 0.375, "balanced": 0.1}, "overlap": 3}
+    folder = write_folder(tmp_path, facts=facts)
+    assert '"x0":0.375' in write(folder).read_text()
+    assert '"x0":0.1,' in page
+    assert "3 of the images to judge by are among those to train on." in (folder / "report.html").read_text()
+    assert "among those to train on" not in page
+
+
+def test_balanced_accuracy_is_shown_where_it_differs(page, tmp_path):
+    rows = [row("mae", "linear", 0.3, balanced=0.22), row("ibot", "linear", 0.3, balanced=0.304)]
+    text = write(write_folder(tmp_path, rows=rows)).read_text()
+    assert re.findall(r"<br>balanced (\S+)</span>", text) == ["22.0"]
+    assert "<br>balanced" not in page
+
+
+def test_drawn_curves_and_the_figure_of_a_collapse_are_folded_away(tmp_path):
+    folder = write_folder(tmp_path)
+    said = json.loads((folder / "compare.json").read_text())
+    said["pictures"].append({"method": "ibot", "what": "curves", "file": "pictures/0.png"})
+    (one,) = (each for each in said["analyses"] if each["what"] == "collapse")
+    one["figure"] = "pictures/1.png"
+    (folder / "compare.json").write_text(json.dumps(said))
+    text = write(folder).read_text()
+    assert "All that ibot logged</summary>" in text
+    assert "While training</summary>" in text[text.index('id="collapse"') :]
 
 
 def test_the_browser_reports_no_error_and_asks_for_nothing(screen):

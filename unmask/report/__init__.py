@@ -58,6 +58,7 @@ def content(about: Any) -> dict[str, Any]:
         "differences": tables.differences(about),
         "costs": tables.costs(about),
         "curves": sections.over_time(about),
+        "logs": sections.pictures(about, "curves"),
         "sights": sections.sights(about),
         "first": sections.question(about, words.FIRST, words.CLAIM_1),
         "second": sections.question(about, words.SECOND, words.CLAIM_2),
@@ -74,6 +75,7 @@ def content(about: Any) -> dict[str, Any]:
         "answer": answer(said),
         "labelfree": tables.without_labels(about),
         "facts": facts(about),
+        "overlap": overlap(about),
         "contents": [(place, word) for place, word, there in contents if there],
         "command": said["command"],
         "notes": said.get("notes") or [],
@@ -102,6 +104,14 @@ def facts(about: Any) -> str:
     return ", ".join([*parts, f"seed {said['seed']}"]) + "."
 
 
+def overlap(about: Any) -> str:
+    """A warning where images to judge by are among those to train on; empty without such."""
+    count = (about.said.get("facts") or {}).get("overlap")
+    if not count:
+        return ""
+    return f"{count:,} of the images to judge by {'is' if count == 1 else 'are'} among those to train on."
+
+
 def settings(about: Any) -> list[tuple[str, str]]:
     """Titles and texts of what is folded away: each method as it was run, environment, facts."""
     found = []
@@ -111,6 +121,10 @@ def settings(about: Any) -> list[tuple[str, str]]:
         if file.is_file():
             text += "\n\n" + file.read_text().strip()
         found.append((f"Settings of {each['name']}", text))
+        stage = (each.get("tokenizer") or {}).get("run")
+        file = about.folder / str(stage) / "config.json"
+        if stage and file.is_file():
+            found.append((f"Settings of {each['name']}'s tokenizer", file.read_text().strip()))
     for key, title in SHUT.items():
         if about.said.get(key):
             found.append((title, json.dumps(about.said[key], indent=1)))

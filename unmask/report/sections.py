@@ -31,7 +31,7 @@ def scores(about: Comparison) -> Part | None:
         return None
     first = next((board for board in boards if board.protocol == "linear"), boards[0])
     rank = {model: row["top1"] for model, row in best_rows(about, first)}
-    classes, panels = about.said.get("classes"), []
+    classes, majority, panels = about.said.get("classes"), (about.said.get("facts") or {}).get("majority"), []
     order = sorted(about.models(), key=lambda model: -rank.get(model, 0))
     grays = {model: i for i, model in enumerate(model for model in order if not about.look(model).kind)}
     for board in boards:
@@ -40,7 +40,7 @@ def scores(about: Comparison) -> Part | None:
             row, look = about.best(model, board), about.look(model, grays.get(model, 0))
             if row is not None:
                 rows.append(Dot(look.label, look.color, row["top1"], row["ci_low"], row["ci_high"], look.symbol))
-        level = (1 / classes, "guessing") if classes else None
+        level = (majority["top1"], "guessing") if majority else (1 / classes, "guessing") if classes else None
         panels.append(dots(board.title, rows, percent=True, level=level))
     caption = (
         "Top-1 accuracy in percent; bars are 95 % intervals over test images. Each model with its better features "
@@ -101,15 +101,18 @@ def sights(about: Comparison) -> list[Part]:
     """Pictures of what the models see, by kind, with a sentence on what to look at."""
     found = []
     for what, (title, caption) in words.SIGHTS.items():
-        pictures = []
-        for each in sorted(about.said.get("pictures", []), key=lambda one: about.place(one["method"])):
-            if each["what"] == what:
-                look, (data, (width, height)) = about.look(each["method"]), inline(about, each["file"])
-                pictures.append(
-                    {"label": look.label, "color": look.color, "data": data, "width": width, "height": height}
-                )
-        if pictures:
-            found.append({"title": title, "caption": caption, "pictures": pictures})
+        if drawn := pictures(about, what):
+            found.append({"title": title, "caption": caption, "pictures": drawn})
+    return found
+
+
+def pictures(about: Comparison, what: str) -> list[Part]:
+    """Pictures of one kind, in the order of the methods."""
+    found = []
+    for each in sorted(about.said.get("pictures", []), key=lambda one: about.place(one["method"])):
+        if each["what"] == what:
+            look, (data, (width, height)) = about.look(each["method"]), inline(about, each["file"])
+            found.append({"label": look.label, "color": look.color, "data": data, "width": width, "height": height})
     return found
 
 
@@ -174,7 +177,7 @@ def _study(about: Comparison, what: str, analysis: Part) -> Part:
              "verdict_text": words.VERDICTS.get(reading.verdict, ""), "picture": None}  # fmt: skip
     if panels:
         study["chart"] = chart(panels, f"{how}{more} Analysis: {what}.")
-    elif analysis.get("figure"):
+    if analysis.get("figure") and (not panels or what == "collapse"):  # whose figure is of the whole training
         study["picture"] = inline(about, analysis["figure"])[0]
     return study
 

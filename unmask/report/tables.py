@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..evaluate.tables import NOTICEABLE
 from .comparison import Board, Comparison, Row, board_of
 
 WIDE = 90
@@ -39,6 +40,8 @@ def results(about: Comparison) -> dict[str, Any] | None:
         "judge. Bold: the highest of its column. cls: class token; mean: average of the patches. An interval over "
         "images says nothing about another training run."
     )
+    if any(each["kind"] == "supervised" for each in about.methods):
+        caption += " supervised has seen all labels, also in the columns of few labels."
     if any(row.get("deviation") is not None for row in about.rows):
         draws = max(len(row.get("seeds") or ()) for row in about.rows)
         caption += f" With few labels: the mean over {draws} draws of them."
@@ -135,4 +138,9 @@ def _cell(row: Row | None, top: float) -> dict[str, Any] | None:
     if row is None:
         return None
     value, low, high = (f"{100 * row[key]:.1f}" for key in ("top1", "ci_low", "ci_high"))
-    return {"value": value, "low": low, "high": high, "best": row["top1"] == top}
+    balanced = row.get("balanced")
+    differs = balanced is not None and abs(balanced - row["top1"]) > NOTICEABLE
+    return {
+        "value": value, "low": low, "high": high, "best": row["top1"] == top,
+        "balanced": f"{100 * balanced:.1f}" if differs else "",
+    }  # fmt: skip
