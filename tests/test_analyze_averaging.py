@@ -9,6 +9,7 @@ import torch
 
 from unmask.analyze import averaging, target_noise
 from unmask.analyze.continuation import continued, frozen
+from unmask.analyze.intervals import Estimate
 from unmask.methods.base import Progress
 from unmask.randomness import key
 from unmask.run import Run
@@ -129,3 +130,9 @@ def test_only_a_student_and_a_teacher_are_continued():
     subject = analyze_toys.fresh("mae")
     with pytest.raises(ValueError, match="is a MAE; averaging is measured on IBOT"):
         next(continued(subject, analyze_toys.Labelled(), analyze_toys.asked(), "averaging"))
+
+
+def test_one_settled_average_is_drawn():
+    half = Estimate(*(np.float64(v) for v in (0.5, 0.4, 0.6)))
+    figure = averaging._draw({"student": half, "EMA 0.9": half}, {"student": 3.0}, {0.9: 0.2}, {0.9: 0.05}, 100, 1)
+    assert figure.axes[2].get_xlim() == pytest.approx((0.05, 0.2))

@@ -435,7 +435,7 @@ def test_the_commands_of_the_page_do_what_they_say(photos, tmp_path, monkeypatch
     )
     assert len(commands) == 2
     for command in commands:
-        small = re.sub(r"\b(mae|beit|ibot|dino|supervised)\b", r"\1-nano", command).replace("20m", "64images")
+        small = re.sub(r"\b(mae|beit|ibot|dino|supervised)\b", r"\1-nano", command).replace("20m", "256images")
         said = unmask(*small.split()[1:], *QUICK, *SKIP)
         assert said.code == 0, said.err
         assert Path(said.json["report"]).is_file()
@@ -444,14 +444,14 @@ def test_the_commands_of_the_page_do_what_they_say(photos, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_all_methods_and_all_that_applies_to_them(photos, tmp_path):
     names = ["mae-nano", "beit-nano", "ibot-nano", "dino-nano", "supervised-nano"]
-    words = ("--budget", "512 images", "--going-on", "100", "--out", tmp_path / "c")
+    words = ("--budget", "256 images", "--going-on", "100", "--out", tmp_path / "c")
     said = unmask("compare", photos, "--methods", *names, *words, *QUICK)
     assert said.code == 0, said.err
     found = content(tmp_path / "c")
     beit = found["methods"][1]
     assert beit["tokenizer"]["run"] == "runs/beit-nano/tokenizer"
-    assert beit["images_seen"] == beit["tokenizer"]["images_seen"] == 256
-    assert beit["notes"] == ["the budget is for both stages: 256 images for the tokenizer, 256 images for the ViT"]
+    assert beit["images_seen"] == beit["tokenizer"]["images_seen"] == 128
+    assert beit["notes"] == ["the budget is for both stages: 128 images for the tokenizer, 128 images for the ViT"]
     made = {(each["what"], *each["models"]) for each in found["analyses"]}
     assert ("error-spectrum", "mae-nano", "beit-nano-tokenizer") in made
     assert ("range", "mae-nano", "beit-nano", "ibot-nano") in made

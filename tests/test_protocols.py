@@ -146,6 +146,14 @@ def test_low_shot_rows_hold_the_mean_and_the_deviation_over_draws():
         assert row["deviation"] == pytest.approx(np.std(scores, ddof=1))
 
 
+def test_all_labels_stand_beside_few_in_one_call():
+    how = {"pools": ("mean",), "ks": (5,)}
+    both = assess(models(), ["knn"], *sets(90, 60), shots=("all", "20%"), seeds=2, **how).rows
+    alone = assess(models(), ["knn"], *sets(90, 60), **how).rows
+    assert [row for row in both if "shots" not in row] == alone
+    assert {row.get("shots") for row in both} == {None, "20%"}
+
+
 def test_every_frozen_protocol_leaves_the_backbone_as_it_was():
     (model, *_), (train, test) = models(), sets(24, 12)
     before, state = weights_hash(model.backbone), torch.get_rng_state()
