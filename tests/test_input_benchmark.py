@@ -20,6 +20,7 @@ from benchmarks.common import Contender, Row, Took
 from unmask.data import open_source
 
 ROOT = Path(__file__).parent.parent
+DEPRECATED = "ignore:The image decoding:DeprecationWarning"  # torchvision's, from 0.29 on
 SHAPES = [(3, 224, 224)] * 2 + [(3, 96, 96)] * 8
 
 
@@ -93,6 +94,7 @@ def test_folder_tar_and_parquet_hold_the_same_bytes(feeds, folder, tmp_path):
     assert photos.about.startswith("3 JPEGs, 137 x 113 and ")
 
 
+@pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize("pipeline", ["pillow", "tensors"])
 def test_torchvision_makes_ten_normalized_views(feeds, folder, monkeypatch, pipeline):
     monkeypatch.setattr(feeds.peers, "loading", lambda files, work: files)
@@ -102,6 +104,7 @@ def test_torchvision_makes_ten_normalized_views(feeds, folder, monkeypatch, pipe
     assert all(view.dtype == torch.float32 and -2.2 < view.min() < view.max() < 2.7 for view in views)
 
 
+@pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize("pipeline", ["pillow", "tensors"])
 def test_torchvision_makes_one_uint8_crop(feeds, folder, monkeypatch, pipeline):
     monkeypatch.setattr(feeds.peers, "loading", lambda files, work: files)
@@ -110,6 +113,7 @@ def test_torchvision_makes_one_uint8_crop(feeds, folder, monkeypatch, pipeline):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(DEPRECATED)
 def test_kornia_makes_ten_normalized_views_of_a_batch(feeds, folder, monkeypatch):
     pytest.importorskip("kornia")
     monkeypatch.setattr(feeds.peers, "loading", lambda files, work, after: (files, after))
