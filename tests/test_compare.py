@@ -332,7 +332,7 @@ def test_the_sentence_admits_a_tie_a_loss_to_pixels_and_a_tokenizers_cost():
 def test_the_sentence_begins_with_all_that_are_not_told_apart():
     answers = [answer_of("mae", 100), answer_of("beit", 101), answer_of("supervised", 60), answer_of("pixels", 20)]
     said = sentence(winners(answers, ["mae", "beit", "supervised"], seed=0), METHODS)
-    assert said.startswith("beit or mae (not told apart) on these images; beit comes first: 50.5 % [")
+    assert said.startswith("On these images use beit or mae, not told apart: beit has 50.5 % [")
 
 
 def test_the_sentence_names_winners_by_every_protocol_and_who_saw_all_labels():
@@ -345,11 +345,12 @@ def test_the_sentence_names_winners_by_every_protocol_and_who_saw_all_labels():
     said = sentence(winners(answers, names, seed=0), METHODS)
     assert said.startswith("On these images use mae: ")
     assert said.endswith(
-        "Others come first by a linear probe on 10% of the labels, supervised (which saw all the labels) "
-        "and by an attentive probe, beit and by fine-tuning, beit."
+        "Others come first by a linear probe on 10% of the labels, supervised and by an attentive probe, beit "
+        "and by fine-tuning, beit. supervised has seen all the labels."
     )
     won = sentence(winners([answer_of("supervised", 120), answer_of("mae", 60)], names, seed=0), METHODS)
-    assert won.startswith("On these images use supervised (which saw all the labels): 60.0 % [")
+    assert won.startswith("On these images use supervised: 60.0 % [")
+    assert won.endswith("supervised has seen all the labels.")
 
 
 def test_a_curve_is_thinned_and_keeps_what_was_judged(trained, tmp_path):

@@ -69,7 +69,6 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
     rows = [row for row in found["beats"] if row["column"] == column]
     rival = next((row for row in rows if row["to"] in names), None)
     level = [row["to"] for row in rows if row["to"] in names and row["ci_low"] <= 0]
-    first = _called(top["model"], methods)
     floors = [row for row in rows if row["to"] not in names]
     lost = [row for row in floors if row["ci_low"] <= 0]
     told = (
@@ -77,12 +76,12 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
     )
     cost = f"{_minutes(top['model'], methods)} of training"
     if lost:
-        text = f"No method is surely better than {_names(lost)} here; {first} comes first: {told}, after {cost}."
+        text = f"No method is surely better than {_names(lost)} here; {top['model']} comes first: {told}, after {cost}."
     elif level:
-        either = " or ".join([first, *(_called(name, methods) for name in level)])
-        text = f"{either} (not told apart) on these images; {top['model']} comes first: {told}, after {cost}."
+        either = " or ".join([top["model"], *level])
+        text = f"On these images use {either}, not told apart: {top['model']} has {told}, after {cost}."
     else:
-        text = f"On these images use {first}: {told}, after {cost}."
+        text = f"On these images use {top['model']}: {told}, after {cost}."
     parts = [_against(rival)] if rival is not None else []
     parts += [_over(row) for row in floors if row["to"] == "pixels"]
     own = [row for row in floors if row["to"].startswith("untrained:")]
@@ -90,19 +89,12 @@ def sentence(found: dict[str, Any], methods: Sequence[dict[str, Any]]) -> str:
     if parts:
         text += f" That is {'; '.join(parts)}."
     others = [
-        f"by {SAID[other]}, {_called(row['model'], methods)}"
-        for other, row in found["best"].items()
-        if row["model"] != top["model"]
+        f"by {SAID[other]}, {row['model']}" for other, row in found["best"].items() if row["model"] != top["model"]
     ]
     if others:
         text += f" Others come first {' and '.join(others)}."
-    return text
-
-
-def _called(name: str, methods: Sequence[dict[str, Any]]) -> str:
-    """A method's name, and what gives it an advantage: of few labels, too, those of all images were in training."""
-    kind = next(method["kind"] for method in methods if method["name"] == name)
-    return f"{name} (which saw all the labels)" if kind == "supervised" else name
+    seen = [method["name"] for method in methods if method["kind"] == "supervised" and method["name"] in text]
+    return text + "".join(f" {name} has seen all the labels." for name in seen)
 
 
 def _beaten(row: dict[str, Any]) -> str:
