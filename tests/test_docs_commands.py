@@ -1,7 +1,8 @@
 """Every command of the documents is one that exists, and is carried out here unless its line says what it needs.
 
 docs/compare.md, docs/distributed.md and docs/export.md have tests of their own; the commands of docs/results.md are
-records of what was measured, on data that is not in the repository, and those of CONTRIBUTING.md are the checks themselves.
+records of what was measured, on data that is not in the repository, and those of CONTRIBUTING.md are the checks
+themselves.
 """
 
 import re
