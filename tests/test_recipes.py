@@ -122,3 +122,15 @@ def test_the_original_vit_from_scratch_is_its_table_3():
     assert (config.data.mean, config.data.std) == ((0.5,) * 3, (0.5,) * 3)
     with torch.device("meta"):
         assert sum(p.numel() for p in method.build().parameters()) == 86_567_656  # fidelity 1.2
+
+
+def test_controls_differ_from_dino_in_where_the_target_comes_from_alone():
+    plain = find("dino")(Facts()).method
+    changes = {
+        "dino-student-target": {"momentum": 0.0, "momentum_end": 0.0},
+        "dino-epoch-target": {"teacher_every": 1.0},
+        "dino-frozen-target": {"momentum": 1.0, "momentum_end": 1.0},
+        "dino-constant-target": {"momentum_end": plain.momentum},
+    }
+    for name, change in changes.items():
+        assert find(name)(Facts()).method == dataclasses.replace(plain, **change) != plain

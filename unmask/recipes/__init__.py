@@ -39,6 +39,7 @@ from .supervised import (
     supervised_vit_b16_in1k,
     supervised_vit_b16_in1k_original,
 )
+from .targets import dino_constant_target, dino_epoch_target, dino_frozen_target, dino_student_target
 
 __all__ = ["RECIPES", "Facts", "Recipe", "card", "find", "fitting_size", "name_of"]
 
@@ -50,6 +51,7 @@ RECIPES: tuple[Recipe, ...] = (
     *(beit, beit_nano, beit_vit_b16_in1k, beit_vit_l16_in1k, beit_vit_b16_in22k, beit_vit_l16_in22k),
     *(ibot, ibot_nano, ibot_vit_s16_in1k, ibot_vit_b16_in1k, ibot_vit_l16_in1k),
     *(dino, dino_nano, dino_vit_s16_in1k),
+    *(dino_student_target, dino_epoch_target, dino_frozen_target, dino_constant_target),
     *(supervised, supervised_nano, supervised_vit_b16_in1k, supervised_vit_b16_in1k_original),
 )
 """all of them, in the order in which they are listed"""
