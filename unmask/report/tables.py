@@ -90,7 +90,7 @@ def costs(about: Comparison) -> dict[str, Any]:
             "bar": round(WIDE * each["seconds"] / longest), "more": round(WIDE * stage / longest),
             "time": duration(each["seconds"]) + (f" + {duration(stage)}" if stage else ""),
             "images": f"{each['images_seen']:,}", "epochs": f"{each['epochs']:.1f}", "steps": f"{each['step']:,}",
-            "rate": "" if rate is None else f"{rate:,.0f}", "gflop": "" if gflop is None else f"{gflop:,.3g}",
+            "rate": "" if rate is None else f"{rate:,.0f}", "gflop": "" if gflop is None else amount(gflop),
             "parameters": millions(each["parameters"]), "network": network(each["vit"]),
         })  # fmt: skip
         if stage:
@@ -121,6 +121,11 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def amount(value: float) -> str:
+    """A count of any size for people: no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def millions(count: float) -> str:
