@@ -144,8 +144,8 @@ def _cell(row: Row | None, top: float) -> dict[str, Any] | None:
         return None
     value, low, high = (f"{100 * row[key]:.1f}" for key in ("top1", "ci_low", "ci_high"))
     balanced = row.get("balanced")
-    differs = balanced is not None and abs(balanced - row["top1"]) > NOTICEABLE
+    shown = f"{100 * balanced:.1f}" if balanced is not None and abs(balanced - row["top1"]) > NOTICEABLE else ""
     return {
         "value": value, "low": low, "high": high, "best": row["top1"] == top,
-        "balanced": f"{100 * balanced:.1f}" if differs else "",
+        "balanced": shown,
     }  # fmt: skip
