@@ -12,7 +12,7 @@ from PIL import Image
 from ..show.curves import smooth
 from . import readings, teacher_readings, words
 from .charts import Dot, Panel, Series, curves, dots
-from .comparison import Comparison
+from .comparison import TOKENIZER, Comparison
 from .panels import PANELS
 from .readings import Reading
 from .tables import best_rows
@@ -111,7 +111,9 @@ def pictures(about: Comparison, what: str) -> list[Part]:
     found = []
     for each in sorted(about.said.get("pictures", []), key=lambda one: about.place(one["method"])):
         if each["what"] == what:
-            look, (data, (width, height)) = about.look(each["method"]), inline(about, each["file"])
+            stage = each["method"] + TOKENIZER  # its pictures are listed with the method's own
+            name = stage if f"{stage}-" in each["file"] else each["method"]
+            look, (data, (width, height)) = about.look(name), inline(about, each["file"])
             found.append({"label": look.label, "color": look.color, "data": data, "width": width, "height": height})
     return found
 

@@ -90,7 +90,7 @@ def costs(about: Comparison) -> dict[str, Any]:
             "bar": round(WIDE * each["seconds"] / longest), "more": round(WIDE * stage / longest),
             "time": duration(each["seconds"]) + (f" + {duration(stage)}" if stage else ""),
             "images": f"{each['images_seen']:,}", "epochs": f"{each['epochs']:.1f}", "steps": f"{each['step']:,}",
-            "rate": "" if rate is None else f"{rate:,.0f}", "gflop": "" if gflop is None else f"{gflop:,.3g}",
+            "rate": "" if rate is None else f"{rate:,.0f}", "gflop": "" if gflop is None else amount(gflop),
             "parameters": millions(each["parameters"]), "network": network(each["vit"]),
         })  # fmt: skip
         if stage:
@@ -123,6 +123,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def amount(value: float) -> str:
+    """A count of any size for people: no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def millions(count: float) -> str:
     """A number of parameters for people."""
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,.0f}"
@@ -139,8 +144,8 @@ def _cell(row: Row | None, top: float) -> dict[str, Any] | None:
         return None
     value, low, high = (f"{100 * row[key]:.1f}" for key in ("top1", "ci_low", "ci_high"))
     balanced = row.get("balanced")
-    differs = balanced is not None and abs(balanced - row["top1"]) > NOTICEABLE
+    shown = f"{100 * balanced:.1f}" if balanced is not None and abs(balanced - row["top1"]) > NOTICEABLE else ""
     return {
         "value": value, "low": low, "high": high, "best": row["top1"] == top,
-        "balanced": f"{100 * balanced:.1f}" if differs else "",
+        "balanced": shown,
     }  # fmt: skip
