@@ -183,6 +183,11 @@ def assess(
             if save is not None and truth is not None and "linear" in protocols:
                 best = max((row for row in rows if row["protocol"] == "linear"), key=lambda row: row["top1"])
                 keep_linear(models[0], train, truth[0], best, save, seed=seed, device=device, workers=workers)
+                how_many = sum(row["protocol"] == "linear" for row in rows)
+                chosen = (
+                    ", the better one by the test images: --pool chooses before they are seen" if how_many > 1 else ""
+                )
+                note(f"kept in {save}: the linear probe on {best['features']}{chosen}")
     finally:
         store.close()
     facts = _facts(models, (train, test), data, twice, how)
