@@ -9,6 +9,7 @@ algorithm, within one gray level); the photometric operations are in `photometry
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -101,7 +102,7 @@ class Plan(NamedTuple):
     """Every random choice about one crop of one image."""
 
     box: tuple[int, int, int, int]
-    """top, left, height, width in the image"""
+    """top, left, height, width, in pixels of the image"""
     shape: tuple[int, int]
     flip: bool
     interpolation: str
@@ -120,6 +121,8 @@ class Plan(NamedTuple):
     fill: tuple[int, ...] = ()
     """what shows beyond the edges of an image that RandAugment moves"""
     erased: Erased | None = None
+    image: tuple[int, int] | None = None
+    """(H, W) in whose pixels the box is; None: of whatever image is cropped"""
 
 
 class PlanBatch(NamedTuple):
@@ -156,7 +159,7 @@ def plan(view: View, size: tuple[int, int], rng: np.random.Generator) -> Plan:
         rng: the generator of this view of this sample.
     """
     box = random_box(size, view.scale, view.ratio, rng)
-    drawn = Plan(box, view.shape, bool(rng.random() < view.flip), view.interpolation, view.twin)
+    drawn = Plan(box, view.shape, bool(rng.random() < view.flip), view.interpolation, view.twin, image=size)
     if view.jitter and rng.random() < view.jitter.p:
         spans = (view.jitter.brightness, view.jitter.contrast, view.jitter.saturation)
         factors = [float(rng.uniform(max(0.0, 1 - span), 1 + span)) for span in spans]
@@ -202,9 +205,12 @@ def random_box(
 
 
 def crop(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C h w"]:
-    """Cut the plan's box, resize it and mirror it, in uint8; then RandAugment, if it is planned."""
-    top, left, height, width = plan.box
-    cut = resize(image[:, top : top + height, left : left + width], plan.shape, plan.interpolation)
+    """Cut the plan's box, resize it and mirror it, in uint8; then RandAugment, if it is planned.
+
+    Args:
+        image: all of it, at the size that was planned for or a smaller one (see `divisor`).
+    """
+    cut = resize(_inside(image, plan), plan.shape, plan.interpolation)
     return randaugment.apply(cut.flip(-1) if plan.flip else cut, plan.augment, plan.fill)
 
 
@@ -212,8 +218,7 @@ def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
     """Render the same box and mirroring again at the twin's size, by Pillow's Lanczos (BEiT)."""
     if plan.twin is None:
         raise ValueError("this view has no twin; give it a size: View(twin=112)")
-    top, left, height, width = plan.box
-    region = image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
+    region = _inside(image, plan).permute(1, 2, 0).numpy()
     # Pillow resizes RGB at once, other numbers of channels band by band
     bands = [region] if region.shape[2] == 3 else list(np.moveaxis(region, 2, 0))
     size = (plan.twin, plan.twin)
@@ -221,6 +226,30 @@ def twin(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C t t"]:
     pixels = np.dstack([np.array(image) for image in images])
     drawn = torch.from_numpy(pixels).permute(2, 0, 1)
     return drawn.flip(-1) if plan.flip else drawn
+
+
+def _inside(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C _ _"]:
+    """The plan's box, to the nearest pixel of an image that may be smaller than the one planned for."""
+    top, left, height, width = plan.box
+    rows, columns = (top, top + height), (left, left + width)
+    if plan.image is not None and plan.image != tuple(image.shape[1:]):
+        down, across = image.shape[1] / plan.image[0], image.shape[2] / plan.image[1]
+        rows, columns = [round(edge * down) for edge in rows], [round(edge * across) for edge in columns]
+    return image[:, rows[0] : rows[1], columns[0] : columns[1]]
+
+
+def divisor(plans: Sequence[Plan]) -> int:
+    """By how much an image may be made smaller before it is cropped: 1, 2, 4 or 8.
+
+    What is left of each box has at least the pixels of its crop, and of its twin, in both directions: antialiased
+    resizing does the rest, and loses nothing that they would show.
+    """
+    sides = [
+        (side, max(of_crop, plan.twin or 0) + 1)  # one more, as boxes are rounded to the smaller image's pixels
+        for plan in plans
+        for side, of_crop in zip(plan.box[2:], plan.shape, strict=True)
+    ]
+    return next(d for d in (8, 4, 2, 1) if d == 1 or all(d * least <= side for side, least in sides))
 
 
 def gray_mean(image: UInt8[Tensor, "C H W"]) -> float:

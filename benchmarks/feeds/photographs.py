@@ -13,8 +13,8 @@ from PIL import Image
 
 from unmask.data.demo import PHOTOGRAPHS, photograph
 
-KINDS = {"small": ((100, 250), (100, 250)), "large": ((500, 1000), (375, 750))}
-"""width and height, in pixels, from and to"""
+KINDS = {"small": (500, 375), "large": (1024, 768)}
+"""width and height, in pixels"""
 QUALITY = 90
 
 
@@ -29,7 +29,7 @@ class Photos(NamedTuple):
 
 
 def make(kind: str, count: int) -> list[bytes]:
-    """Crop photographs at random places and resize the crops to random sizes of a kind.
+    """Crop photographs at random places and resize the crops to the size of a kind.
 
     Resizing never enlarges by more than two: the grain, and so the bytes a pixel, stay a photograph's.
     """
@@ -39,7 +39,7 @@ def make(kind: str, count: int) -> list[bytes]:
     made = []
     for i in range(count):
         photo = colored[i % len(colored)]
-        width, height = (int(rng.integers(low, high + 1)) for low, high in KINDS[kind])
+        width, height = KINDS[kind]
         least = max(0.5, min(1.0, width / photo.width, height / photo.height))
         share = min(rng.uniform(least, 2.0), photo.width / width, photo.height / height)
         w, h = int(width * share), int(height * share)

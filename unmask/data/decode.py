@@ -14,12 +14,14 @@
 - Whatever is broken (empty, cut short, not an image) is a BadImage that says why; no warning escapes.
 
 RGB and gray JPEG take a fast path: simplejpeg where it is installed, else torchvision. Both are
-libjpeg-turbo, as Pillow is; a file they refuse gets a second hearing by Pillow.
+libjpeg-turbo, as Pillow is; a file they refuse gets a second hearing by Pillow. With simplejpeg a JPEG that will be
+made smaller anyway can be decoded at a half, a quarter or an eighth of its size: the low frequencies of its blocks.
 """
 
 import io
 import logging
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -49,6 +51,7 @@ _TURNS = {  # EXIF orientation: [H W C] -> upright
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a[:, ::-1].swapaxes(0, 1),
 }
+_LYING = {5, 6, 7, 8}  # orientations in which rows are stored as columns
 
 
 def decode(
@@ -57,6 +60,7 @@ def decode(
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
     max_pixels: int = MAX_PIXELS,
+    divisor: Callable[[tuple[int, int]], int] | None = None,
 ) -> UInt8[Tensor, "C H W"]:
     """Decode one record by the rules above.
 
@@ -65,8 +69,11 @@ def decode(
         channels: C; 1 and 3 convert, any other number must be the file's own.
         value_range: values of 16-bit and float images that become 0 and 255; None: the file's extremes.
         max_pixels: largest H * W.
+        divisor: asked, where the file can be decoded at a part of its size, with that size (H, W), upright:
+            1, 2, 4 or 8.
     Returns:
-        pixels, channels last in memory (what cropping and resizing want).
+        pixels, channels last in memory (what cropping and resizing want); H and W divided by `divisor`'s answer and
+        rounded up, if it was asked and the file allows it.
     Raises:
         BadImage: the record cannot be decoded, is too large, or has another number of channels.
     """
@@ -78,13 +85,13 @@ def decode(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                pixels = _read(record.data, channels, value_range, max_pixels)
+                pixels = _read(record.data, channels, value_range, max_pixels, divisor)
         except Exception as error:  # codecs raise a dozen kinds on broken bytes
             raise BadImage(record.key, str(error).partition("\n")[0] or type(error).__name__) from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def _read(data: bytes, channels: int, value_range, max_pixels: int) -> UInt8[np.ndarray, "H W C"]:
+def _read(data: bytes, channels: int, value_range, max_pixels: int, divisor) -> UInt8[np.ndarray, "H W C"]:
     if not data:
         raise ValueError("an empty file (0 bytes)")
     if len(data) > MAX_BYTES:
@@ -109,7 +116,8 @@ def _read(data: bytes, channels: int, value_range, max_pixels: int) -> UInt8[np.
     turn = _orientation(image)
     pixels = None
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        pixels = _read_jpeg(data, channels)
+        size = (image.width, image.height) if turn in _LYING else (image.height, image.width)
+        pixels = _read_jpeg(data, channels, 1 if divisor is None or simplejpeg is None else divisor(size), image.size)
     elif image.format == "PNG" and data[24] == 16 and data[25] != 0:  # 16-bit color: Pillow keeps 8 bits
         pixels = _convert_array(_levels(_read_png16(data), channels, value_range), channels)
     elif image.mode[0] in "IF":
@@ -171,11 +179,13 @@ def _convert(image: Image.Image, channels: int) -> UInt8[np.ndarray, "H W C"]:
     return pixels if channels == 3 else pixels[..., None]
 
 
-def _read_jpeg(data: bytes, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
-    """Decode RGB or gray JPEG quickly; None: refused, ask Pillow."""
+def _read_jpeg(data: bytes, channels: int, divisor: int, size: tuple[int, int]) -> UInt8[np.ndarray, "H W C"] | None:
+    """Decode RGB or gray JPEG of `size` (width, height) quickly, with sides divided; None: refused, ask Pillow."""
     try:
         if simplejpeg is not None:
-            return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+            width, height = (-(-side // divisor) if divisor > 1 else 0 for side in size)  # 0: as it is
+            mode = "RGB" if channels == 3 else "GRAY"
+            return simplejpeg.decode_jpeg(data, mode, min_height=height, min_width=width, min_factor=divisor)
         from torchvision.io import ImageReadMode, decode_jpeg
 
         mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..mixing import plan_mixed
 from ..randomness import fold, key, shuffled_index
-from ..views import PlanBatch, View, crop, expand, gray_mean, plan, stack, twin
+from ..views import Plan, PlanBatch, View, crop, divisor, expand, gray_mean, plan, stack, twin
 from .decode import decode
 from .record import BadImage, Source
 
@@ -168,22 +168,32 @@ class Samples:
         if len(masks) != len(grids) or len(masks) > len(self.views):
             raise ValueError(f"{len(masks)} masks for {len(grids)} grids and {len(self.views)} views; give one each")
 
-    def image(self, position: int) -> tuple[UInt8[Tensor, "C H W"], int, list[tuple[str, str]]]:
-        """Decode the image of a position, or its substitute if it is bad.
+    def image(self, position: int) -> tuple[UInt8[Tensor, "C H W"], list[Plan], int, list[tuple[str, str]]]:
+        """Decode the image of a position, or its substitute if it is bad; no larger than its views need it.
 
         Returns:
-            pixels, label, and (key, why) of the bad ones met.
+            pixels, a plan for each view, the label, and (key, why) of the bad ones met.
         Raises:
             ValueError: a row of TRIES substitutes are bad as well.
         """
+        plans: list[Plan] = []
+
+        def draw(size: tuple[int, int]) -> list[Plan]:
+            return [plan(view, size, key(self.seed, "view", v, position)) for v, view in enumerate(self.views)]
+
+        def planned(size: tuple[int, int]) -> int:
+            plans[:] = draw(size)
+            return divisor(plans)
+
         n = len(self.source)
         epoch, place = divmod(position, n)
         bad: list[tuple[str, str]] = []
         for again in range(1 + TRIES):
+            plans.clear()  # those of a bad image
             try:
                 record = self.source[shuffled_index(place, n, self.seed, epoch)]
-                pixels = decode(record, channels=self.channels, value_range=self.value_range)
-                return pixels, record.label, bad
+                pixels = decode(record, channels=self.channels, value_range=self.value_range, divisor=planned)
+                return pixels, plans or draw((pixels.shape[1], pixels.shape[2])), record.label, bad
             except BadImage as error:
                 bad.append((error.key, error.why))
                 place = fold(self.seed, "substitute", position, again) % n
@@ -197,19 +207,16 @@ class Samples:
         plans: list[list] = [[] for _ in self.views]
         labels, bad = [], []
         for position in positions:
-            image, label, missed = self.image(position)
+            image, drawn, label, missed = self.image(position)
             labels.append(label)
             bad += missed
             doubles = iter(twins)
             mean = gray_mean(image) if any(view.jitter_before_crop for view in self.views) else -1.0
-            for v, view in enumerate(self.views):
-                drawn = plan(view, (image.shape[1], image.shape[2]), key(self.seed, "view", v, position))
-                if view.jitter_before_crop:
-                    drawn = drawn._replace(gray_mean=mean)
-                plans[v].append(drawn)
-                crops[v].append(crop(image, drawn))
+            for v, (view, one) in enumerate(zip(self.views, drawn, strict=True)):
+                plans[v].append(one._replace(gray_mean=mean) if view.jitter_before_crop else one)
+                crops[v].append(crop(image, one))
                 if view.twin is not None:
-                    next(doubles).append(twin(image, drawn))
+                    next(doubles).append(twin(image, one))
         masks = [
             np.stack([policy(grid, key(self.seed, "mask", v, p)).reshape(-1) for p in positions])
             for v, (policy, grid) in enumerate(zip(self.masks, self.grids, strict=True))
