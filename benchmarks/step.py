@@ -4,10 +4,10 @@
                               [--rows "unmask bf16" "official bf16" ...] [--compile] [--quick] [--json FILE]
 
 Forward, backward, clipping, optimizer and moving averages, on a batch that is in memory. Contenders take turns
-(see `common.py`); ours in bf16, the default of `unmask pretrain` here, is what the others are compared with,
-and "of the floor" is the time of the step's matrix products alone, in bf16 and in the same round, over the
-contender's. The official code is not part of this package: `steps/official.py` says where it is looked for.
-Tables go to the screen and to `results/<machine>.md`, except under --quick, whose sizes are too small to tell.
+(see `common.py`); ours in bf16, the default of `unmask pretrain` here, is what the others are compared with, and "of
+the floor" is the time of that step's matrix products alone, in the same round, over the contender's. The official
+code is not part of this package: `steps/official.py` says where it is looked for. Tables go to the screen and to
+`results/<machine>.md`, except under --quick, whose sizes are too small to tell.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from rich.console import Console
 from steps import cases, floor, official, ours, peers
 from steps.cases import Case
 
-REFERENCE, FLOOR = "unmask bf16", "floor bf16"
+from unmask.methods.beit import BEiTConfig
+
+REFERENCE, FLOOR = "unmask bf16", "floor"
 
 
 def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender]:
@@ -27,6 +29,8 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
     found = [Contender(f"unmask {how}", ours.make, (case.name, how)) for how in ("bf16", "fp32")]
     if compiled:
         found.append(Contender("unmask bf16, compiled", ours.make, (case.name, "bf16", True)))
+    if isinstance(case.method, BEiTConfig) and not case.tokens_given:
+        found.append(Contender("unmask bf16, tokens too", ours.make, (case.name, "bf16", False, "bf16")))
     found += [Contender(f"official {how}", official.make, (case.name, how, folder)) for how in ("fp32", "bf16")]
     for who in (peers.transformers, peers.lightly):
         found += [Contender(f"{who.__name__} {how}", who, (case.name, how)) for how in ("fp32", "bf16")]

@@ -1,4 +1,4 @@
-"""The floor of a step: its matrix products alone, at their own shapes, in bf16.
+"""The floor of a step: its matrix products alone, at their own shapes and in the precision they have in our bf16 step.
 
 They are written down while our step runs once, forward and backward, and then repeated with operands that
 are in memory already: nothing is cast, laid out, normalized or stored. Convolutions count as products.
@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .ours import make as make_ours
 
 aten = torch.ops.aten
-Shape = tuple[tuple[int, ...], bool]
-"""of an operand, and whether it lies transposed in memory"""
+Shape = tuple[tuple[int, ...], bool, torch.dtype]
+"""of an operand, whether it lies transposed in memory, and its precision: DALL-E's tokens are made in fp32"""
 
 
 class Products(TorchDispatchMode):
@@ -25,7 +25,7 @@ class Products(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.products: list[tuple[Shape, Shape]] = []
-        self.convolutions: list[tuple[Any, tuple[Any, ...]]] = []
+        self.convolutions: list[tuple[Any, torch.dtype, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func in (aten.mm.default, aten.mm.out, aten.bmm.default, aten.bmm.out):
@@ -34,7 +34,7 @@ class Products(TorchDispatchMode):
             self.products.append((_shape(args[1]), _shape(args[2])))
         elif func in (aten.convolution.default, aten.convolution_backward.default):
             sizes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in args)
-            self.convolutions.append((func, sizes))
+            self.convolutions.append((func, args[0].dtype, sizes))
         return func(*args, **(kwargs or {}))
 
 
@@ -51,27 +51,29 @@ def make(name: str) -> Turn:
     seen = written_down(name)
     memory: dict[tuple, Tensor] = {}
 
-    def operand(shape: Sequence[int], transposed: bool = False, images: bool = False) -> Tensor:
-        place = (tuple(shape), transposed, images)
+    def operand(
+        shape: Sequence[int], transposed: bool = False, dtype: torch.dtype = torch.bfloat16, images: bool = False
+    ) -> Tensor:
+        place = (tuple(shape), transposed, dtype, images)
         if place not in memory:
             size = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
-            made = torch.randn(size, dtype=torch.bfloat16)
+            made = torch.randn(size, dtype=dtype)
             if images:
                 made = made.contiguous(memory_format=torch.channels_last)
             memory[place] = made.transpose(-2, -1) if transposed else made
         return memory[place]
 
     calls: list[tuple[Any, tuple, dict[str, Any]]] = []
-    for (a, a_transposed), (b, b_transposed) in seen.products:
-        out = operand((*a[:-1], b[-1]))
-        calls.append((torch.matmul, (operand(a, a_transposed), operand(b, b_transposed)), {"out": out}))
-    for func, args in seen.convolutions:
+    for a, b in seen.products:
+        out = operand((*a[0][:-1], b[0][-1]), dtype=a[2])
+        calls.append((torch.matmul, (operand(*a), operand(*b)), {"out": out}))
+    for func, dtype, args in seen.convolutions:
         if func is aten.convolution.default:
             x, weight, _, *how = args
-            calls.append((func, (operand(x, images=True), operand(weight, images=True), None, *how), {}))
+            calls.append((func, (*(operand(shape, dtype=dtype, images=True) for shape in (x, weight)), None, *how), {}))
         else:
             grad, x, weight, _, *how, mask = args
-            tensors = (operand(shape, images=True) for shape in (grad, x, weight))
+            tensors = (operand(shape, dtype=dtype, images=True) for shape in (grad, x, weight))
             calls.append((func, (*tensors, None, *how, [mask[0], mask[1], False]), {}))
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ def make(name: str) -> Turn:
 
 def flops(products: Products) -> int:
     """Floating-point operations of the matrix products, convolutions left out."""
-    return sum(2 * _count(a) * b[-1] for (a, _), (b, _) in products.products)
+    return sum(2 * _count(a[0]) * b[0][-1] for a, b in products.products)
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -92,4 +94,5 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _shape(tensor: Tensor) -> Shape:
-    return tuple(tensor.shape), tensor.stride(-2) == 1 and tensor.shape[-2] > 1 and tensor.stride(-1) != 1
+    transposed = tensor.stride(-2) == 1 and tensor.shape[-2] > 1 and tensor.stride(-1) != 1
+    return tuple(tensor.shape), transposed, tensor.dtype

@@ -134,7 +134,7 @@ def _beit(given: Case, config: BEiTConfig, root: Path, precision: str) -> Turn:
     def loss() -> Tensor:
         tokens = ids
         if tokenizer is not None:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):  # made before their autocast begins
                 tokens = tokenizer.get_codebook_indices(0.8 * twin + 0.1).flatten(1)
         logits = model(image, bool_masked_pos=mask, return_all_tokens=False)
         labels = tokens[mask]

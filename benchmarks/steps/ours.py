@@ -1,12 +1,15 @@
 """Our step, by the very functions that `unmask pretrain` goes through."""
 
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from common import Turn
 
 from unmask import parallel
 from unmask.allocator import keep_memory
 from unmask.config import DataConfig, RunConfig
+from unmask.methods.beit import BEiTConfig
 from unmask.optim import build_optimizer
 from unmask.step import share_hidden, update
 from unmask.train import prepare
@@ -14,10 +17,13 @@ from unmask.train import prepare
 from .cases import AT, case
 
 
-def make(name: str, precision: str, compiled: bool = False) -> Turn:
-    """A step of `step.update`."""
+def make(name: str, precision: str, compiled: bool = False, tokens: Literal["fp32", "bf16"] = "fp32") -> Turn:
+    """A step of `step.update`; BEiT's tokens are made in a precision of their own."""
     keep_memory()
     given, world = case(name), parallel.start("cpu")
+    if tokens != "fp32":
+        assert isinstance(given.method, BEiTConfig)
+        given = replace(given, method=replace(given.method, tokenizer_precision=tokens))
     config = RunConfig(
         recipe=name,
         method=given.method,

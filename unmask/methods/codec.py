@@ -87,6 +87,14 @@ class Codec(nn.Module):
 
     def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """Score every code at every cell, in raster order, from a mapped image."""
+        return self.scores(self.features(x))
+
+    def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """What the encoder's last layer reads of each cell."""
+        raise TypeError(f"{type(self).__name__} has no encoder")
+
+    def scores(self, features: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells K"]:
+        """The encoder's last layer: a product of each cell with every code."""
         raise TypeError(f"{type(self).__name__} has no encoder")
 
     def paint(
@@ -123,11 +131,25 @@ class Codec(nn.Module):
         return [part for part in self.modules() if isinstance(part, (GainBlock, PlainBlock))]
 
     @torch.no_grad()
-    def encode(self, image: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Turn images in [0, 1] into ids, one a cell in raster order: the argmax, in fp32."""
+    def encode(
+        self,
+        image: Float[Tensor, "B C H W"],
+        cells: Int[Tensor, "M"] | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "M"]:
+        """Turn images in [0, 1] into ids, one a cell in raster order: the argmax.
+
+        Args:
+            image: whose sides divide by the stride.
+            cells: flat indices of B*N; only these are scored.
+            precision: of the products; whatever autocast there is around.
+        """
         self.grid(image)
-        with torch.autocast(image.device.type, enabled=False):
-            return self.logits(self.map(image.float())).argmax(-1)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            features = self.features(self.map(image.float()))
+            if cells is not None:
+                features = features.flatten(0, 1).index_select(0, cells)
+            return self.scores(features).argmax(-1)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
@@ -155,8 +177,12 @@ class DalleCodec(Codec):
     def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return map_pixels(image)
 
-    def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+    def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         return self.encoder(x)
+
+    def scores(self, features: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells K"]:
+        with torch.autocast(features.device.type, enabled=False):  # in fp32 as the original's last layer
+            return product(features.float(), self.encoder.output)
 
     def paint(
         self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
@@ -171,7 +197,7 @@ class DalleCodec(Codec):
 
 
 class DalleEncoder(nn.Module):
-    """7x7 convolution, residual groups with max pooling, 1x1 convolution to logits."""
+    """7x7 convolution, residual groups with max pooling; `output`, a 1x1 convolution, turns cells into logits."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -184,12 +210,11 @@ class DalleEncoder(nn.Module):
             self.groups.append(group(n_in, n_out, config.blocks, (3, 3, 3, 1), gain, pool))
         self.output = Conv(widths[-1], config.vocab, 1)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         x = self.input(x.contiguous(memory_format=torch.channels_last))
         for part in self.groups:
             x = part(x)
-        with torch.autocast(x.device.type, enabled=False):  # in fp32 as the original's last layer
-            return product(F.relu(x).float(), self.output)
+        return cells_of(F.relu(x))
 
 
 class DalleDecoder(nn.Module):
@@ -254,9 +279,14 @@ def group(
     return nn.Sequential(*(GainBlock(n_in if b == 0 else n_out, n_out, kernels, gain) for b in range(blocks)), *last)
 
 
-def product(x: Float[Tensor, "B D gh gw"], conv: nn.Conv2d) -> Float[Tensor, "B N K"]:
+def cells_of(x: Float[Tensor, "B D gh gw"]) -> Float[Tensor, "B N D"]:
+    """The cells of a map in raster order."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def product(cells: Float[Tensor, "*cells D"], conv: nn.Conv2d) -> Float[Tensor, "*cells K"]:
     """Apply a 1x1 convolution as a matrix product over cells."""
-    return F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), conv.weight.flatten(1), conv.bias)
+    return F.linear(cells, conv.weight.flatten(1), conv.bias)
 
 
 # --- BEiT's DiscreteVAE ------------------------------------------------------------------------------
@@ -283,12 +313,15 @@ class BeitCodec(Codec):
     def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return (image - 0.5) / 0.5
 
-    def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        last = self.encoder[-1]
-        assert isinstance(last, nn.Conv2d)
+    def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         for layer in self.encoder[:-1]:
             x = layer(x)
-        return product(x, last).float()
+        return cells_of(x)
+
+    def scores(self, features: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells K"]:
+        last = self.encoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        return product(features, last).float()
 
     def paint(
         self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
