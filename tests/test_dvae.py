@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.config import DataConfig, OptimConfig, RunConfig, from_json, to_json
+from unmask.methods import relaxation
 from unmask.methods.base import Batch, Progress
 from unmask.methods.codec import CodecConfig, DalleCodec, GainBlock, build_codec
 from unmask.methods.dvae import Anneal, DVAEConfig
 from unmask.methods.pixels import logit_laplace, map_pixels, unmap_pixels
-from unmask.methods.relaxation import categorical_kl, gaussian_kl, relax
+from unmask.methods.relaxation import categorical_kl, gaussian_kl, relax, sample
 from unmask.optim import build_optimizer
 from unmask.parallel import World
 from unmask.testing.goldens import CASES, ratio, read
@@ -96,7 +97,7 @@ def test_kl_knows_neither_temperature_nor_noise():
     first = method.score(x, 1.0, 1.0, torch.zeros(2, 16, 32))
     second = method.score(x, 0.1, 1.0, torch.randn(2, 16, 32))
     assert torch.equal(first.metrics["kl"], second.metrics["kl"])
-    assert torch.equal(first.metrics["kl"], categorical_kl(method.codec.logits(x)).mean())
+    torch.testing.assert_close(first.metrics["kl"], categorical_kl(method.codec.logits(x)).mean())
 
 
 @pytest.mark.parametrize("side", [16, 32])
@@ -131,6 +132,34 @@ def test_relaxed_codes_are_soft_by_default_and_follow_the_temperature():
     assert relax(logits, 1.0, noise).max() < 0.999
     assert relax(logits, 1e-3, noise).max(-1).values.min() > 0.999
     assert DVAEConfig().straight_through is False
+
+
+@pytest.mark.parametrize("cells", [1, 3, 40])
+def test_one_pass_over_the_logits_gives_what_four_would(cells, monkeypatch):
+    monkeypatch.setattr(relaxation, "_CACHE_VALUES", 4 * 11)  # four cells at a time
+    logits, noise = (
+        torch.randn(2, cells, 11, dtype=torch.double, requires_grad=True),
+        torch.randn(2, cells, 11).double(),
+    )
+    weight, of_kl = torch.randn(11).double(), torch.randn(2, cells).double()
+    seen, soft = sample(logits, 0.3, noise), ((logits + noise) / 0.3).softmax(-1)
+    log_q = logits.log_softmax(-1)
+    kl = (log_q.exp() * log_q).sum(-1) + math.log(11)
+    torch.testing.assert_close(seen.codes, soft)
+    torch.testing.assert_close(seen.kl, kl)
+    torch.testing.assert_close(seen.mean, logits.softmax(-1).mean((0, 1)))
+    assert torch.equal(seen.ids, logits.argmax(-1))
+    (found,) = torch.autograd.grad((seen.codes * weight).sum() + (seen.kl * of_kl).sum(), logits)
+    (wanted,) = torch.autograd.grad((soft * weight).sum() + (kl * of_kl).sum(), logits)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_bf16_logits_are_sampled_and_measured_in_fp32():
+    logits, noise = torch.randn(2, 5, 64).bfloat16(), torch.randn(2, 5, 64)
+    seen, exact = sample(logits, 0.5, noise), sample(logits.float(), 0.5, noise)
+    assert torch.equal(seen.kl, exact.kl)
+    assert torch.equal(seen.mean, exact.mean)
+    assert torch.equal(seen.codes, exact.codes.bfloat16())
 
 
 def test_straight_through_codes_are_one_hot_with_the_soft_gradient():

@@ -21,7 +21,7 @@ from unmask.methods.codec_health import (
     usage,
 )
 from unmask.methods.dvae import DVAEConfig
-from unmask.methods.relaxation import categorical_kl
+from unmask.methods.relaxation import sample
 from unmask.testing.beit_cases import GivenTokens
 from unmask.tokenizers import FILE, Tokenizer, fingerprint, freeze, load, save
 from unmask.views import View
@@ -217,12 +217,12 @@ def test_usage_and_perplexity_have_their_known_values():
 
 
 def test_the_health_of_a_batch_tells_indecision_from_collapse():
-    undecided = batch_health(torch.zeros(2, 4, 8), torch.zeros(2, 4))
+    undecided = batch_health(sample(torch.zeros(2, 4, 8), 1.0))
     assert undecided["cell_entropy"].item() == pytest.approx(math.log(8))
     assert undecided["perplexity"].item() == pytest.approx(8)
     collapsed = torch.zeros(2, 4, 8)
     collapsed[..., 3] = 100
-    found = batch_health(collapsed, categorical_kl(collapsed))
+    found = batch_health(sample(collapsed, 1.0))
     assert found["cell_entropy"].item() == pytest.approx(0, abs=1e-5)
     assert found["perplexity"].item() == pytest.approx(1)
     assert found["usage"].item() == pytest.approx(1 / 8)

@@ -86,8 +86,8 @@ class Codec(nn.Module):
         raise TypeError(f"{type(self).__name__} has no pixel map")
 
     def logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """Score every code at every cell, in raster order, from a mapped image."""
-        return self.scores(self.features(x))
+        """Score every code at every cell, in raster order, from a mapped image; in fp32."""
+        return self.scores(self.features(x)).float()
 
     def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """What the encoder's last layer reads of each cell."""
@@ -145,7 +145,7 @@ class Codec(nn.Module):
             precision: of the products; whatever autocast there is around.
         """
         self.grid(image)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             features = self.features(self.map(image.float()))
             if cells is not None:
                 features = features.flatten(0, 1).index_select(0, cells)
@@ -321,7 +321,7 @@ class BeitCodec(Codec):
     def scores(self, features: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells K"]:
         last = self.encoder[-1]
         assert isinstance(last, nn.Conv2d)
-        return product(features, last).float()
+        return product(features, last)
 
     def paint(
         self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from .codec import Codec
-from .relaxation import categorical_kl, gumbel, relax
+from .relaxation import Sampled, gumbel, sample
 
 LEAST_USAGE = 0.01
 """fraction of the codes up to which a codebook has collapsed (fidelity: usage < 1 %); a single code always has"""
@@ -40,17 +40,13 @@ def frequencies(ids: Int[Tensor, "*s"], vocab: int) -> Float[Tensor, "K"]:
     return _counts(ids, vocab) / ids.numel()
 
 
-def batch_health(logits: Float[Tensor, "B N K"], kl: Float[Tensor, "B N"]) -> dict[str, Tensor]:
-    """What is cheap enough for every step: codes used by the batch, perplexity, entropy of a cell.
-
-    Args:
-        kl: `categorical_kl` of the logits, which the loss needs, too.
-    """
-    vocab = logits.shape[-1]
+def batch_health(seen: Sampled) -> dict[str, Tensor]:
+    """What is cheap enough for every step: codes used by the batch, perplexity, entropy of a cell."""
+    vocab = len(seen.mean)
     return {
-        "usage": usage(logits.argmax(-1), vocab),
-        "perplexity": perplexity(logits.softmax(-1).mean((0, 1))),
-        "cell_entropy": math.log(vocab) - kl.mean(),
+        "usage": usage(seen.ids, vocab),
+        "perplexity": perplexity(seen.mean),
+        "cell_entropy": math.log(vocab) - seen.kl.detach().mean(),
     }
 
 
@@ -106,11 +102,9 @@ def health(
     for part in images.split(chunk):
         x = codec.map(part)
         logits = codec.logits(x)
-        ids = logits.argmax(-1)
+        soft, kl, ids, posterior = sample(logits, temperature, gumbel(logits, generator))
         counts += _counts(ids, vocab)
-        mean += logits.softmax(-1).mean(1).sum(0) / len(images)
-        kl = categorical_kl(logits)
-        soft = relax(logits, temperature, gumbel(logits, generator))
+        mean += posterior * (len(part) / len(images))
         hard, relaxed = codec.paint(ids, grid), codec.paint(soft, grid)
         share = len(part) / len(images)
         bound = kl.sum().item() / x.numel()

@@ -7,9 +7,9 @@ pull towards using all codes alike weighted by beta. Trained, the argmax code of
 
     x                 mapped image                               x           [B C H W], in [.1, .9]
     q(z|x)            softmax of the encoder's logits            logits      [B N K]
-    y ~ gumbel, tau   softmax((logits + g) / tau)                relax       [B N K], soft
+    y ~ gumbel, tau   softmax((logits + g) / tau)                sample      codes [B N K], soft
     p(x|y)            logit-Laplace(mu, b), from the decoder     codec.error [B C H W]
-    KL(q || 1/K)      log K - H(q), no tau, no noise             categorical_kl [B N]
+    KL(q || 1/K)      log K - H(q), no tau, no noise             sample      kl [B N]
     loss = (sum_pixels -log p + beta sum_cells KL) / (H W C)     so beta / 192 at stride 8, at any size
     beta: 0 -> 6.6    tau: 1 -> 1/16    lr: 1e-4 -> 1.25e-6      Anneal, Anneal, OptimConfig
     evaluated: an average of the weights, decay .999             average
@@ -38,7 +38,7 @@ from ..views import View
 from .base import Batch, Method, Output, Progress, ema
 from .codec import LEAST_LOG_SCALE, Codec, CodecConfig, build_codec
 from .codec_health import batch_health, diagnose
-from .relaxation import categorical_kl, relax
+from .relaxation import sample
 
 WATCHED = 3
 """log lines in a row that must look bad before a warning"""
@@ -127,15 +127,14 @@ class DVAE(Method):
             noise: Gumbel noise; None draws it from torch's generator.
         """
         grid = self.codec.grid(x)
-        logits = self.codec.logits(x)  # [B N K], fp32
+        logits = self.codec.scores(self.codec.features(x))  # [B N K]
         self.cells = logits.shape[0] * logits.shape[1]
-        codes = relax(logits, temperature, noise, hard=self.config.straight_through)
-        painted = self.codec.paint(codes, grid)
-        nll = self.codec.error(painted, x).mean()
-        kl = categorical_kl(logits)  # [B N]
+        seen = sample(logits, temperature, noise, self.config.straight_through)
+        painted = self.codec.paint(seen.codes, grid)
+        nll, kl = self.codec.error(painted, x).mean(), seen.kl  # [B N]
         penalty = kl.sum() if self.config.kl_over == "sum" else kl.sum() / x.numel()
         with torch.no_grad():
-            metrics = batch_health(logits, kl.detach()) | {
+            metrics = batch_health(seen) | {
                 "nll": nll.detach(),
                 "kl": kl.detach().mean(),
                 "elbo": -(nll + kl.sum() / x.numel()),

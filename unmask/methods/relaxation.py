@@ -5,40 +5,134 @@ the softmax; a softmax in the argmax's place, at a temperature, is its relaxatio
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) -> Float[Tensor, "*s"]:
     """Draw standard Gumbel noise, -log(-log u), from torch's generator or the given one."""
-    # uniform numbers are four times faster than exponential ones on a CPU; u = 0 gives -inf, a code left out
-    return torch.empty_like(like).uniform_(generator=generator).log_().neg_().log_().neg_()
+    return _minus_gumbel(like, generator).neg_()
 
 
-def relax(
-    logits: Float[Tensor, "B N K"],
-    temperature: float,
-    noise: Float[Tensor, "B N K"] | None = None,
-    *,
-    hard: bool = False,
-) -> Float[Tensor, "B N K"]:
-    """Sample relaxed codes, softmax((logits + gumbel) / temperature).
+def _minus_gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    # uniform numbers are four times faster than exponential ones on a CPU; u = 0 leaves a code out
+    u = torch.empty_like(like, memory_format=torch.contiguous_format)
+    if u.device.type != "cpu" or u.numel() < _LEAST_SPLIT:
+        u.uniform_(generator=generator)
+    else:  # a generator is serial: one for each part, the same parts whatever threads there are
+        seeds = torch.randint(2**62, (_STREAMS,), generator=generator).tolist()
+        list(_threads().map(_fill, u.view(-1).chunk(_STREAMS), seeds))
+    return u.log_().neg_().log_()
+
+
+def _fill(part: Tensor, seed: int) -> None:
+    part.uniform_(generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), "gumbel")
+
+
+_STREAMS = 8
+"""parts of a large draw that are filled side by side"""
+_LEAST_SPLIT = 1 << 18
+"""numbers from which that pays"""
+
+
+class Sampled(NamedTuple):
+    """What one pass over the logits gives; codes and kl have a gradient."""
+
+    codes: Float[Tensor, "*s K"]
+    """softmax((logits + gumbel) / temperature), in the precision of the logits"""
+    kl: Float[Tensor, "*s"]
+    """`categorical_kl` of the logits, in nats"""
+    ids: Int[Tensor, "*s"]
+    """the logits' argmax"""
+    mean: Float[Tensor, "K"]
+    """the mean of softmax(logits)"""
+
+
+def sample(
+    logits: Float[Tensor, "*s K"], temperature: float, noise: Float[Tensor, "*s K"] | None = None, hard: bool = False
+) -> Sampled:
+    """Sample relaxed codes, and measure how far the posterior is from the prior.
+
+    All that a step needs of the logits, for which 8192 numbers a cell are read once forward and once backward, a
+    few cells at a time: they stay in the processor's cache, and of all that is in between nothing is kept.
 
     Args:
-        logits: fp32.
+        logits: of any precision; inside all is fp32.
         temperature: tau > 0; DALL-E 1 -> 1/16.
         noise: Gumbel noise; None draws it.
         hard: one-hot codes that pass the gradient of the soft ones (straight-through).
-    Returns:
-        [B N K], each row sums to 1.
     """
-    soft = ((logits + (gumbel(logits) if noise is None else noise)) / temperature).softmax(-1)
-    if not hard:
-        return soft
-    return torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0) - soft.detach() + soft
+    return Sampled(*_Sample.apply(logits, temperature, noise, hard))
+
+
+def relax(
+    logits: Float[Tensor, "*s K"],
+    temperature: float,
+    noise: Float[Tensor, "*s K"] | None = None,
+    *,
+    hard: bool = False,
+) -> Float[Tensor, "*s K"]:
+    """Only the codes of `sample`; each row sums to 1."""
+    return sample(logits, temperature, noise, hard).codes
+
+
+_CACHE_VALUES = 1 << 21
+"""numbers that a CPU works on at a time"""
+
+
+class _Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: float, noise: Tensor | None, hard: bool) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, shape, k = logits.flatten(0, -2), logits.shape[:-1], logits.shape[-1]
+        noises = None if noise is None else noise.reshape(rows.shape)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        soft, kl = torch.empty_like(rows), rows.new_empty(len(rows), dtype=exact)
+        ids, total = rows.new_empty(len(rows), dtype=torch.int64), rows.new_zeros(k, dtype=exact)
+        for part in _parts(rows):
+            x = rows[part].to(exact, copy=True)
+            log_q = x.log_softmax(-1)  # not log(q + 1e-10): exact for peaked cells too
+            q = log_q.exp()
+            ids[part], kl[part] = x.argmax(-1), (q * log_q).sum(-1) + math.log(k)
+            total += q.sum(0)
+            x = x.sub_(_minus_gumbel(x)) if noises is None else x.add_(noises[part])
+            soft[part] = x.div_(temperature).softmax(-1)
+        ctx.save_for_backward(rows, soft, kl)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(ids, total)
+        codes = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0) if hard else soft
+        return codes.view(logits.shape), kl.view(shape), ids.view(shape), total / len(rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_codes: Tensor, of_kl: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, soft, kl = ctx.saved_tensors
+        codes, weight = of_codes.reshape(rows.shape), of_kl.reshape(-1, 1)
+        entropy = (math.log(rows.shape[-1]) - kl)[:, None]  # -sum q log q
+        found = torch.empty_like(rows)
+        for part in _parts(rows):
+            y = soft[part].to(kl.dtype)
+            of_y = torch.ops.aten._softmax_backward_data(codes[part].to(kl.dtype), y, -1, kl.dtype)
+            log_q = rows[part].to(kl.dtype).log_softmax(-1)
+            of_q = log_q.exp().mul_(log_q.add_(entropy[part])).mul_(weight[part])
+            found[part] = of_q.add_(of_y, alpha=1 / ctx.temperature)
+        return found.view(of_codes.shape), None, None, None
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """What is worked on at a time: a few rows on a CPU, all elsewhere."""
+    few = max(1, _CACHE_VALUES // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
+    return [slice(i, i + few) for i in range(0, len(rows), few)]
 
 
 def categorical_kl(logits: Float[Tensor, "*s K"]) -> Float[Tensor, "*s"]:
