@@ -21,6 +21,7 @@ from unmask.positions import resize_pos_embed
 from unmask.testing.goldens import run_goldens
 from unmask.train import update
 from unmask.views import View, expand
+from unmask.vit import ViT
 from unmask.weights.ibot import to_official
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -168,14 +169,15 @@ def test_a_batch_without_masks_has_no_patch_loss_and_finite_gradients():
 # --- who sees what -----------------------------------------------------------------------------------
 
 
-def test_teacher_sees_whole_globals_student_masked_globals_and_whole_locals():
+def test_teacher_sees_whole_globals_student_masked_globals_and_whole_locals(monkeypatch):
     method, batch = made(), batch_for()
-    seen = []
-    for who in ("student", "teacher"):
-        network = getattr(method, who).vit
-        network.register_forward_pre_hook(
-            lambda _m, args, kwargs, who=who: seen.append((who, args[0].shape, kwargs.get("hidden"))), with_kwargs=True
-        )
+    seen, embed = [], ViT.embed
+
+    def watched(vit, image, keep=None, hidden=None):
+        seen.append(("teacher" if vit is method.teacher.vit else "student", image.shape, hidden))
+        return embed(vit, image, keep, hidden)
+
+    monkeypatch.setattr(ViT, "embed", watched)
     method(batch, Progress(0, 10, 1.0))
     (_, globals_, mask), (_, locals_, unmasked), (teacher, images, whole) = seen
     assert (teacher, unmasked, whole) == ("teacher", None, None)

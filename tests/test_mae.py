@@ -134,6 +134,17 @@ def test_the_loss_is_the_mean_over_hidden_patches_alone():
     torch.testing.assert_close(mae.loss(image, pixels, ids.mask), expected)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_step_paints_hidden_patches_alone_with_the_loss_and_gradients_of_all(depth):
+    mae, (image, ids) = tiny(decoder_depth=depth), sample()
+    batch = batch_of(image, ids.mask)
+    wanted = mae.loss(image, mae.reconstruct(image, ids.mask), ids.mask)
+    expected = torch.autograd.grad(wanted, [p for p in mae.parameters() if p.requires_grad])
+    found = mae(batch, Progress(0, 1, 1.0)).loss
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, [p for p in mae.parameters() if p.requires_grad]), expected)
+
+
 def test_golden_normalized_loss_of_a_zero_prediction():
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(16, 3, 224, 224, generator=generator)

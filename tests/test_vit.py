@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.blocks import Attention, Block, DropPath
-from unmask.vit import SIZES, PatchEmbed, Tokens, ViT, ViTConfig, gather, macs
+from unmask.vit import SIZES, PatchEmbed, Tokens, ViT, ViTConfig, gather, macs, places_of
 
 TINY = ViTConfig(image_size=16, patch=4, width=32, depth=2, heads=2)
 
@@ -313,6 +313,34 @@ def test_intermediate_layers_come_in_order_and_are_not_normalized():
         end = vit(images())
         torch.testing.assert_close(vit.norm(last.patches), end.patches)
         torch.testing.assert_close(vit.norm(last.prefix), end.prefix)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rel_pos": "shared", "pos_embed": "none", "qkv_bias": "qv", "layer_scale": 0.3}, {"registers": 2}],
+    ids=["plain", "beit", "registers"],
+)
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_tokens_that_are_read_alone_are_those_of_the_whole_with_the_same_gradients(changes, drop_path):
+    vit, image = stirred(tiny(**changes, mask_token=True, drop_path=drop_path)).train(), images(b=6)
+    prefix, hidden = 1 + vit.config.registers, torch.rand(6, 16, generator=torch.Generator().manual_seed(3)) < 0.4
+    patches = hidden.flatten().nonzero().flatten()
+    weight = torch.randn(len(patches) + 6, 32, generator=torch.Generator().manual_seed(4))
+
+    def gradients(chosen):
+        vit.zero_grad()
+        (chosen * weight).sum().backward()
+        return {name: p.grad.clone() for name, p in vit.named_parameters() if p.grad is not None}
+
+    torch.manual_seed(5)  # the same samples skip the same branches
+    whole = vit(image, hidden=hidden)
+    wanted = torch.cat([whole.prefix[:, 0], whole.patches[hidden]])
+    expected = gradients(wanted)
+    torch.manual_seed(5)
+    places = torch.cat([vit.cls_places(image), places_of(patches, 16, prefix)])
+    found = vit.at(image, places, hidden=hidden)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(gradients(found), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rel_pos", ["none", "shared", "per-block"])

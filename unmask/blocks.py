@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .attend import attend
@@ -53,18 +53,22 @@ class Attention(nn.Module):
         return shared if self.rel_pos_bias is None else self.rel_pos_bias()
 
     def forward(
-        self, x: Float[Tensor, "B T D"], shared: Float[Tensor, "H T T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
+        self,
+        x: Float[Tensor, "B T D"],
+        shared: Float[Tensor, "H T T"] | None = None,
+        only: Int[Tensor, "M"] | None = None,
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+        """Attend; project what the tokens at `only`, flat indices of B*T, have gathered, or all."""
         qkv, bias = self.project(x), self.bias(shared)
         if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
-            return self.proj(attend(qkv, self.heads, bias))
+            return self.proj(pick(attend(qkv, self.heads, bias), only))
         q, k, v = self.split(qkv)
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # compiled: the same products, fused as it sees fit
             x = self.weights(q, k, bias).to(v.dtype) @ v
         else:
             mask = None if bias is None else bias.to(q.dtype)
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(pick(x.transpose(1, 2).flatten(2), only))
 
 
 class Mlp(nn.Module):
@@ -78,7 +82,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
@@ -89,7 +93,7 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((width,), value))
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
         return x * self.gamma
 
 
@@ -100,11 +104,20 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "rows *rest"],
+        tokens: Float[Tensor, "B T D"] | None = None,
+        only: Int[Tensor, "rows"] | None = None,
+    ) -> Float[Tensor, "rows *rest"]:
+        """Drop some samples: rows of x, or where those are the tokens at `only`, flat indices of B*T, of `tokens`."""
         if self.rate == 0.0 or not self.training:
             return x
-        keep = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        keep, samples = 1.0 - self.rate, x if tokens is None else tokens
+        noise = x.new_empty(samples.shape[0]).bernoulli_(keep).div_(keep)
+        if only is not None:
+            noise = noise.index_select(0, only // samples.shape[1])
+        return x * noise.view(-1, *[1] * (x.ndim - 1))
 
 
 class Block(nn.Module):
@@ -135,6 +148,25 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B T D"], bias: Float[Tensor, "H T T"] | None = None) -> Float[Tensor, "B T D"]:
-        x = x + self.drop_path1(self.ls1(self.drop(self.attn(self.norm1(x), bias))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        bias: Float[Tensor, "H T T"] | None = None,
+        only: Int[Tensor, "M"] | None = None,
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+        """Transform tokens.
+
+        Args:
+            x: all tokens: each attends to all.
+            bias: added to the logits of attention.
+            only: flat indices of B*T: return these tokens, and make projection and MLP for them alone. For a last
+                block, of which a loss reads some tokens.
+        """
+        branch = self.drop_path1(self.ls1(self.drop(self.attn(self.norm1(x), bias, only))), x, only)
+        tokens, x = x, pick(x, only) + branch
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))), tokens, only)
+
+
+def pick(x: Float[Tensor, "B T D"], only: Int[Tensor, "M"] | None) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+    """The tokens at `only`, flat indices of B*T; all without it."""
+    return x if only is None else x.flatten(0, 1).index_select(0, only)

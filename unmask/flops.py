@@ -65,12 +65,24 @@ def hidden_patches(config: MethodConfig) -> float:
     return float(sum(drawn)) / DRAWS
 
 
-def _backbone(vit: ViTConfig, grid: tuple[int, int], visible: int | None = None, trained: bool = True) -> float:
-    """Patch embedding and blocks, of all patches or of `visible` ones."""
+def _backbone(
+    vit: ViTConfig,
+    grid: tuple[int, int],
+    visible: int | None = None,
+    trained: bool = True,
+    read: float | None = None,
+) -> float:
+    """Patch embedding and blocks, of all patches or of `visible` ones; the loss reads all tokens or `read` of them."""
     n = grid[0] * grid[1] if visible is None else visible
     embedding = n * math.prod(vit.patch_hw) * vit.channels * vit.width
-    blocks = macs(vit, 1 + vit.registers + n)
+    tokens = 1 + vit.registers + n
+    blocks = macs(vit, tokens) - (0 if read is None else _unfinished(vit, tokens - read))
     return READS_IMAGE * embedding + TRAINED * blocks if trained else FROZEN * (embedding + blocks)
+
+
+def _unfinished(vit: ViTConfig, tokens: float) -> float:
+    """What the last block saves on tokens that nobody reads: projection and MLP."""
+    return tokens * (1 + 2 * vit.mlp_ratio) * vit.width**2
 
 
 def _mae(config: MAEConfig) -> float:
@@ -79,19 +91,17 @@ def _mae(config: MAEConfig) -> float:
     prefix, d = 1 + vit.registers, config.decoder_width
     decoder = dataclasses.replace(vit, width=d, depth=config.decoder_depth, heads=config.decoder_heads)
     pixels = math.prod(vit.patch_hw) * vit.channels
-    ends = (prefix + visible) * vit.width * d + (prefix + n) * d * pixels
-    return _backbone(vit, vit.grid, visible) + TRAINED * (macs(decoder, prefix + n) + ends)
+    ends = (prefix + visible) * vit.width * d + (n - visible) * d * pixels
+    blocks = macs(decoder, prefix + n) - _unfinished(decoder, prefix + visible)
+    return _backbone(vit, vit.grid, visible) + TRAINED * (blocks + ends)
 
 
 def _beit(config: BEiTConfig, hidden: float) -> float:
     twin = config.views[0].twin
     assert twin is not None
-    tokenizer = FROZEN * sum(_encoder(config.tokenizer, (twin, twin)))
-    return (
-        _backbone(config.vit, config.vit.grid)
-        + TRAINED * hidden * config.vit.width * config.tokenizer.vocab
-        + (tokenizer)
-    )
+    tokenizer = FROZEN * sum(_encoder(config.tokenizer, (twin, twin), hidden))
+    head = TRAINED * hidden * config.vit.width * config.tokenizer.vocab
+    return _backbone(config.vit, config.vit.grid, read=hidden) + head + tokenizer
 
 
 def _ibot(config: IBOTConfig, hidden: float) -> float:
@@ -105,9 +115,9 @@ def _ibot(config: IBOTConfig, hidden: float) -> float:
     k_patch = config.bottleneck * (config.own_patches(None) or config.prototypes)
     k_teacher = config.bottleneck * (config.own_patches(config.shared_head_teacher) or config.prototypes)
     globals_ = grids[: config.globals]
-    student = sum(_backbone(vit, grid) for grid in grids)
+    student = sum(_backbone(vit, grid, read=1) for grid in grids) + TRAINED * _unfinished(vit, hidden)
     student += TRAINED * ((len(grids) + hidden) * mlp + len(grids) * k + hidden * k_patch)
-    teacher = sum(_backbone(vit, grid, trained=False) for grid in globals_)
+    teacher = sum(_backbone(vit, grid, trained=False, read=None if config.masks else 1) for grid in globals_)
     rows = sum(1 + (math.prod(grid) if config.masks else 0) for grid in globals_)
     return student + teacher + FROZEN * (rows * mlp + len(globals_) * k + hidden * k_teacher)
 
@@ -119,10 +129,10 @@ def _dvae(config: DVAEConfig) -> float:
     return READS_IMAGE * reads + TRAINED * (rest + _decoder(config.codec, size))
 
 
-def _encoder(codec: CodecConfig, size: tuple[int, int]) -> tuple[float, float]:
-    """Multiply-adds of the layer that reads the image, and of the others."""
+def _encoder(codec: CodecConfig, size: tuple[int, int], scored: float | None = None) -> tuple[float, float]:
+    """Multiply-adds of the layer that reads the image, and of the others; logits of all cells or of `scored` ones."""
     pixels, d = math.prod(size), codec.width
-    cells = pixels // codec.stride**2
+    cells = pixels // codec.stride**2 if scored is None else scored
     if codec.kind == "beit":
         halved = [pixels // 4 ** (i + 1) for i in range(codec.pools)]
         inner = sum(n * 16 * d * d for n in halved[1:]) + sum(n * 19 * d * d for n in halved)

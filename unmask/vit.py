@@ -260,6 +260,28 @@ class ViT(nn.Module):
             return tuple(taken[i] for i in layers)
         return self.tokens(self.norm(x), grid)
 
+    def at(
+        self, image: Float[Tensor, "B C h w"], places: Int[Tensor, "M"], *, hidden: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Encode images for a loss that reads some tokens: the last block is finished for these alone.
+
+        Args:
+            image, hidden: as above.
+            places: flat indices of B*T; see `cls_places` and `places_of`.
+        Returns:
+            the tokens there, after the final norm.
+        """
+        x, _ = self.embed(image, None, hidden)
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        for block in self.blocks[:-1]:
+            x = block(x, bias)
+        return self.norm(self.blocks[-1](x, bias, places))
+
+    def cls_places(self, image: Float[Tensor, "B C h w"]) -> Int[Tensor, "B"]:
+        """Flat indices of B*T of the class tokens."""
+        gh, gw = grid_of((image.shape[2], image.shape[3]), self.config.patch_hw)
+        return torch.arange(len(image), device=image.device) * (1 + self.config.registers + gh * gw)
+
     def tokens(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
         prefix = 1 + self.config.registers
         return Tokens(x[:, :prefix], x[:, prefix:], grid)
@@ -285,6 +307,17 @@ class ViT(nn.Module):
                 maps.append(block.attn.weights(q, k, block.attn.bias(shared)))
             x = block(x, shared)
         return tuple(maps)
+
+
+def places_of(patches: Int[Tensor, "M"], count: int, prefix: int = 1) -> Int[Tensor, "M"]:
+    """Flat indices of B*T for patches that are given as flat indices of B*N.
+
+    Args:
+        patches: in any order.
+        count: N.
+        prefix: R.
+    """
+    return patches + (patches // count + 1) * prefix
 
 
 def macs(config: ViTConfig, tokens: int) -> int:

@@ -8,7 +8,7 @@ stands there. Only hidden patches are scored.
     z            visual tokens of the same crop          ids          [B N], from twins [B C t t]
     M            hidden patches, in blocks               mask         [B N]; hidden [M], flat indices
     x^M          patches, e_[M] at M, then positions     vit(image, hidden=mask)
-    h^L          the last layer's patches, normalized    patches      [B N D]
+    h^L          the last layer's patches, normalized    vit.at       [M D]
     p_MIM        softmax(W_c h_i + b_c), i in M          lm_head      [M K]
     loss = - mean over M of log p_MIM(z_i | x^M)         loss
 
@@ -16,10 +16,11 @@ The tokenizer is part of the method and of its state dict: a checkpoint decodes 
 not need the file it came from. On `build`, `tokenizer_from` is read where it still exists; otherwise the
 weights come with the checkpoint. Before the first step their fingerprint is compared with the config's.
 
-What this file does differently: logits are computed for hidden patches alone, picked by indices that
-were counted on the CPU; the mean runs over the hidden patches of the whole step, over micro-batches and
-processes (`Batch.shares`), where the original averages each process's own. The accuracies are averaged
-alike; `constant_acc` takes the most frequent token of each micro-batch.
+What this file does differently: tokens, the end of the last block and logits are computed for hidden
+patches alone, picked by indices that were counted on the CPU; the mean runs over the hidden patches of
+the whole step, over micro-batches and processes (`Batch.shares`), where the original averages each
+process's own. The accuracies are averaged alike; `constant_acc` takes the most frequent token of each
+micro-batch.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from ..masks import BlockMask, MaskPolicy
 from ..positions import pair
 from ..tokenizers import Tokenizer, fingerprint, load
 from ..views import Jitter, View
-from ..vit import ViT, ViTConfig
+from ..vit import ViT, ViTConfig, places_of
 from .base import Batch, Group, Method, Output, Progress, decay_groups
 from .codec import Codec, CodecConfig, build_codec
 from .codec_health import frequencies
@@ -134,8 +135,8 @@ class BEiT(Method):
         (image,), (mask,), (hidden,) = batch.views, batch.masks, batch.hidden
         self.verify()
         target = self.target(batch)  # [M]
-        patches = self.vit(image, hidden=mask).patches  # [B N D]
-        logits = self.logits(patches, hidden)  # [M K]
+        places = places_of(hidden, mask.shape[1])
+        logits = self.lm_head(self.vit.at(image, places, hidden=mask)).float()  # [M K]
         count = max(len(hidden), 1)
         share = batch.shares[0] if batch.shares else 1.0
         loss = F.cross_entropy(logits, target, reduction="sum") / count * share
@@ -170,10 +171,6 @@ class BEiT(Method):
         stride, (h, w), patches = self.tokenizer.stride, batch.twins[0].shape[2:], batch.masks[0].shape[1]
         if (h // stride) * (w // stride) != patches:
             raise ValueError(f"the tokenizer gives {(h // stride) * (w // stride)} tokens for {patches} patches")
-
-    def logits(self, patches: Float[Tensor, "B N D"], hidden: Int[Tensor, "M"]) -> Float[Tensor, "M K"]:
-        """Score every token at the hidden patches, given as flat indices of B*N; in fp32."""
-        return self.lm_head(patches.flatten(0, 1).index_select(0, hidden)).float()
 
     def guess(self, image: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
         """The most likely token of every patch, from the patches that `mask` leaves visible."""

@@ -16,7 +16,8 @@ patch must match what the teacher sees *there*: the teacher is the tokenizer tha
     C  <- m C  + (1 - m)  mean of t_cls                   center             all images of all ranks
     C' <- m' C' + (1 - m') mean of t_patch                patch_center       all patches, hidden or not
 
-What this file does differently: patch logits are computed for hidden patches alone. The second center
+What this file does differently: the end of the last block and patch logits are computed for [CLS] and
+hidden patches alone. The second center
 needs all patches of the teacher, but only their mean, which is the logits of the mean direction. The
 order is the original's: centers are used, then updated; the last layer's gradient is dropped after
 clipping; the teacher moves after the optimizer. A temperature warm-up longer than the run, where the
@@ -25,6 +26,7 @@ centering (it iterates over all ranks inside the loss) and DINOv2's stratified m
 whole batch; our masks are a function of one sample).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -37,7 +39,7 @@ from ..config import MethodConfig
 from ..masks import BlockMask, MaskPolicy
 from ..schedules import EveryEpochs, StepCosine
 from ..views import Blur, Jitter, View
-from ..vit import ViT, ViTConfig
+from ..vit import ViT, ViTConfig, places_of
 from . import distill
 from .base import Batch, Method, Output, Progress, ema
 from .ibot_head import Act, Head, Norm
@@ -204,12 +206,14 @@ class IBOT(Method):
         image, locals_ = torch.cat(batch.views[:n]), batch.views[n:]
         mask, hidden, weight = self.hide(batch, at)
 
-        tokens = self.student.vit(image, hidden=mask)  # masked, for [CLS] as well
-        cls = [tokens.prefix[:, 0]]
-        for _, crops in groupby(locals_, key=lambda crop: crop.shape):  # crops of one size in one pass
-            cls.append(self.student.vit(torch.cat(list(crops))).prefix[:, 0])
-        rows = torch.cat([*cls, tokens.patches.flatten(0, 1)[hidden]])  # [V*B + M, D] all that is predicted
-        z = self.student.head.embed(rows)
+        vit, prefix = self.student.vit, 1 + self.config.vit.registers
+        patches = places_of(hidden, math.prod(self.config.vit.grid), prefix)
+        seen = vit.at(image, torch.cat([vit.cls_places(image), patches]), hidden=mask)  # masked, for [CLS] as well
+        cls, patches = [seen[: n * b]], seen[n * b :]
+        for _, same in groupby(locals_, key=lambda crop: crop.shape):  # crops of one size in one pass
+            crops = torch.cat(list(same))
+            cls.append(vit.at(crops, vit.cls_places(crops)))
+        z = self.student.head.embed(torch.cat([*cls, patches]))  # [V*B + M, d] all that is predicted
         v = len(batch.views) * b
         student = self.student.head.cls(z[:v]).unflatten(0, (-1, b)), self.student.head.patches(z[v:])
 
@@ -246,13 +250,14 @@ class IBOT(Method):
 
         Sums are over images: of the [CLS] logits, and of the mean logits of all patches, hidden or not.
         """
-        tokens, head = self.teacher.vit(image), self.teacher.head
-        cls = head.embed(tokens.prefix[:, 0])
+        vit, head = self.teacher.vit, self.teacher.head
+        tokens = vit(image) if self.config.masks else None
+        cls = head.embed(vit.at(image, vit.cls_places(image)) if tokens is None else tokens.prefix[:, 0])
         sums = {"images": torch.full((), float(len(image)), device=image.device)}
-        z = head.embed(tokens.patches) if self.config.masks else cls[:, None]
+        z = cls[:, None] if tokens is None else head.embed(tokens.patches)
         with torch.autocast(image.device.type, enabled=False):
             sums["cls"] = head.cls(cls.sum(0, keepdim=True))[0]
-            if self.config.masks:
+            if tokens is not None:
                 sums["patch"] = head.patches(z.mean(1).sum(0, keepdim=True))[0]
         return (head.cls(cls), head.patches(z.flatten(0, 1)[hidden])), sums
 

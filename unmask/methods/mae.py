@@ -9,11 +9,11 @@ squared error on the hidden patches alone, by default against pixels normalized 
     z    = f(x_v + pos)                                  latent   [B 1+n D]
     y    = g(unshuffle([W z, mask token ...]) + pos)     pixels   [B N P]
     x'   = (x - mean) / sqrt(var + 1e-6), per patch      target   [B N P]
-    loss = mean over hidden patches of |y - x'|^2        loss
+    loss = mean over hidden patches of |y - x'|^2        mean_square
 
 What this file does differently: training takes the visible patches in raster order (the encoder
-does not care about order, so loss and gradients are the same; the encoder takes any order), and
-patches that nobody sees are not even projected.
+does not care about order, so loss and gradients are the same; the encoder takes any order), patches
+that nobody sees are not even projected, and the decoder's last block is finished for hidden ones alone.
 """
 
 import math
@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..blocks import Block
+from ..blocks import Block, pick
 from ..config import MethodConfig
 from ..initialize import initialize
 from ..masks import MaskPolicy, RandomMask, keep_count, visible_indices
 from ..positions import sincos_2d
 from ..views import View
-from ..vit import Tokens, ViT, ViTConfig, pair
+from ..vit import Tokens, ViT, ViTConfig, pair, places_of
 from .base import Batch, Method, Output, Progress
 
 
@@ -89,25 +89,26 @@ class MAE(Method):
         (image,), (mask,), (hidden,) = batch.views, batch.masks, batch.hidden
         keep = visible_indices(mask, mask.shape[1] - hidden.numel() // len(mask))  # [B n] what the encoder sees
         latent = self.encoder(image, keep=keep)  # [B 1+n D]
-        pixels = self.decoder(latent, keep)  # [B N P] mask tokens fill the gaps
-        return Output(self.loss(image, pixels, mask), metrics={}, sums={})
+        pixels = self.decoder(latent, keep, hidden)  # [M P] mask tokens fill the gaps
+        return Output(mean_square(pixels, self.target(image, hidden)), metrics={}, sums={})
 
     def reconstruct(self, image: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N P"]:
         """Paint every patch from those that `mask` leaves visible, in the pixel space of the loss."""
         keep = visible_indices(mask, int((~mask[0]).sum()))
         return self.decoder(self.encoder(image, keep=keep), keep)
 
-    def target(self, image: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N P"]:
-        """The pixels to predict: patches, normalized by their own mean and deviation if so configured."""
-        patches = patchify(image, self.patch)
+    def target(
+        self, image: Float[Tensor, "B C h w"], hidden: Int[Tensor, "M"] | None = None
+    ) -> Float[Tensor, "B N P"] | Float[Tensor, "M P"]:
+        """The pixels to predict, of all patches or the hidden ones: normalized patch by patch if so configured."""
+        patches = pick(patchify(image, self.patch), hidden)
         return normalize(patches) if self.norm_pixels else patches
 
     def loss(
         self, image: Float[Tensor, "B C h w"], pixels: Float[Tensor, "B N P"], mask: Bool[Tensor, "B N"]
     ) -> Float[Tensor, ""]:
         """Mean squared error over the hidden patches of the whole batch; visible ones are not scored."""
-        error = (pixels.float() - self.target(image)).square().mean(-1)  # [B N]
-        return (error * mask).sum() / mask.sum()
+        return mean_square(pixels[mask], self.target(image)[mask])
 
     def blocks(self) -> list[nn.Module]:
         return [*self.encoder.blocks, *self.decoder.blocks]
@@ -139,7 +140,10 @@ class Decoder(nn.Module):
             return self.pos_embed
         return torch.from_numpy(sincos_2d(self.pos_embed.shape[-1], grid, prefix=1)).to(self.pos_embed).unsqueeze(0)
 
-    def forward(self, latent: Tokens, keep: Int[Tensor, "B n"]) -> Float[Tensor, "B N P"]:
+    def forward(
+        self, latent: Tokens, keep: Int[Tensor, "B n"], only: Int[Tensor, "M"] | None = None
+    ) -> Float[Tensor, "B N P"] | Float[Tensor, "M P"]:
+        """Paint all patches, or those at `only`, flat indices of B*N."""
         r, n, grid = latent.prefix.shape[1], keep.shape[1], latent.grid
         x = self.embed(torch.cat([latent.prefix, latent.patches], dim=1))  # [B R+n D]
         prefix, visible = x.split([r, n], dim=1)
@@ -148,9 +152,18 @@ class Decoder(nn.Module):
         patches = gaps.scatter(1, place, visible)  # [B N D] each visible token back at its place
         pos = self.positions(grid)
         x = torch.cat([prefix[:, :1] + pos[:, :1], prefix[:, 1:].to(pos.dtype), patches + pos[:, 1:]], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.pred(self.norm(x))[:, r:]
+        places = None if only is None else places_of(only, grid[0] * grid[1], r)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None, places if i == len(self.blocks) - 1 else None)
+        if not self.blocks:
+            x = pick(x, places)
+        pixels = self.pred(self.norm(x))
+        return pixels[:, r:] if only is None else pixels
+
+
+def mean_square(pixels: Float[Tensor, "M P"], target: Float[Tensor, "M P"]) -> Float[Tensor, ""]:
+    """The loss: mean over hidden patches, each the mean of its squared errors; in fp32."""
+    return F.mse_loss(pixels.float(), target)
 
 
 def patchify(image: Float[Tensor, "B C h w"], patch: tuple[int, int]) -> Float[Tensor, "B N P"]:
@@ -176,7 +189,7 @@ def patch_statistics(
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def normalize(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
+def normalize(patches: Float[Tensor, "*patches P"]) -> Float[Tensor, "*patches P"]:
     """Patches with their own mean removed and divided by their own deviation (Table 1d, w/ norm).
 
     One pass of layer normalization, whose variance is the biased one: (P - 1) / P of `patch_statistics`.

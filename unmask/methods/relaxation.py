@@ -17,10 +17,6 @@ from torch import Tensor
 
 def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) -> Float[Tensor, "*s"]:
     """Draw standard Gumbel noise, -log(-log u), from torch's generator or the given one."""
-    return _minus_gumbel(like, generator).neg_()
-
-
-def _minus_gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     # uniform numbers are four times faster than exponential ones on a CPU; u = 0 leaves a code out
     u = torch.empty_like(like, memory_format=torch.contiguous_format)
     if u.device.type != "cpu" or u.numel() < _LEAST_SPLIT:
@@ -28,7 +24,7 @@ def _minus_gumbel(like: Tensor, generator: torch.Generator | None = None) -> Ten
     else:  # a generator is serial: one for each part, the same parts whatever threads there are
         seeds = torch.randint(2**62, (_STREAMS,), generator=generator).tolist()
         list(_threads().map(_fill, u.view(-1).chunk(_STREAMS), seeds))
-    return u.log_().neg_().log_()
+    return u.log_().neg_().log_().neg_()
 
 
 def _fill(part: Tensor, seed: int) -> None:
@@ -105,7 +101,7 @@ class _Sample(torch.autograd.Function):
             q = log_q.exp()
             ids[part], kl[part] = x.argmax(-1), (q * log_q).sum(-1) + math.log(k)
             total += q.sum(0)
-            x = x.sub_(_minus_gumbel(x)) if noises is None else x.add_(noises[part])
+            x += gumbel(x) if noises is None else noises[part]
             soft[part] = x.div_(temperature).softmax(-1)
         ctx.save_for_backward(rows, soft, kl)
         ctx.temperature = temperature

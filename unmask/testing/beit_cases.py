@@ -21,7 +21,7 @@ from ..positions import RelativePositionBias, relative_position_index
 from ..schedules import StepCosine
 from ..step import share_hidden, update
 from ..views import View
-from ..vit import ViTConfig
+from ..vit import ViTConfig, places_of
 from ..weights.beit import from_official, to_official
 from .draws import PythonDraws
 
@@ -94,6 +94,9 @@ def forward(case: Case) -> Produced:
     (weights,) = case.weights.values()
     beit = build(case.config, weights)
     batch = batch_of(case.inputs["imgs"], case.inputs["tokens"], case.inputs["bool_masked_pos"])
+    result = beit(batch, Progress(0, 1, 1.0))
+    places = places_of(batch.hidden[0], batch.masks[0].shape[1])
+    hidden = beit.vit.at(batch.views[0], places, hidden=batch.masks[0])
     out: Produced = {}
 
     def watch(name: str, module: nn.Module) -> None:
@@ -104,7 +107,6 @@ def forward(case: Case) -> Produced:
 
     for i, block in enumerate(beit.vit.blocks):
         watch(f"block{i}", block)
-    result = beit(batch, Progress(0, 1, 1.0))
     tokens = beit.vit(batch.views[0], hidden=batch.masks[0])
     biases = [part for part in beit.vit.modules() if isinstance(part, RelativePositionBias)]
     if biases:
@@ -115,7 +117,7 @@ def forward(case: Case) -> Produced:
         **out,
         "features": torch.cat([tokens.prefix, tokens.patches], dim=1),
         "logits_all": beit.lm_head(tokens.patches),
-        "logits_masked": beit.logits(tokens.patches, batch.hidden[0]),
+        "logits_masked": beit.lm_head(hidden),
         "labels_masked": beit.tokens(batch).flatten()[batch.hidden[0]],
         "loss": result.loss,
         "mlm_acc": result.metrics["mlm_acc"],

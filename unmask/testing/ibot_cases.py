@@ -144,7 +144,7 @@ def utils(case: Case) -> Produced:
     out["clip_norms"] = torch.stack(norms)
 
     def fed(tensor: Tensor, keep: float) -> Tensor:
-        return tensor.copy_((keep + given["droppath_rand"]).floor())
+        return tensor.copy_((keep + given["droppath_rand"]).floor().flatten())
 
     with mock.patch.object(torch.Tensor, "bernoulli_", fed):
         out["droppath_out"] = DropPath(config["drop_path"])(given["droppath_x"])
