@@ -21,7 +21,7 @@ from .parallel import World
 from .randomness import shuffled_index
 from .step import to_device, update
 from .train import stream_of, total_steps
-from .views import expand, skipped_operations
+from .views import by_opencv, expand, is_colored, skipped_operations
 
 MOST = 1000
 """optimizer steps that a measurement takes at most"""
@@ -62,6 +62,9 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
     skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
+    colored = data.channels == 3 and any(map(is_colored, config.method.views))
+    if colored and world.device.type == "cpu" and not by_opencv(data.channels, world.device):
+        lines.append("colors are rendered by torch; pip install 'unmask[fast]' renders them N times faster (OpenCV)")
     lines += config.method.traps(length)
     if config.data.holdout:
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")

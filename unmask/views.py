@@ -5,7 +5,8 @@
 view of any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
 
 Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint8 bicubic (Pillow's
-algorithm, within one gray level); the photometric operations are in `photometry.py`.
+algorithm, within one gray level); the photometric operations are in `photometry.py`, and those that a CPU
+does faster by OpenCV in `photometry_cpu.py`.
 """
 
 import math
@@ -19,7 +20,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from . import randaugment
+from . import photometry_cpu, randaugment
 from .erasing import Erased, draw_erased, erase
 from .framing import resize
 from .mixing import Mix, Mixed, mix_images
@@ -284,11 +285,16 @@ def color(
     Returns:
         (x / 255 - mean) / std, fp32, contiguous.
     """
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    if plans.steps:
-        pixels = photometry(pixels, plans.factors, plans.steps, plans.rows)
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
-    normalized = torch.addcmul(shift, pixels, scale)
+    if plans.steps and by_opencv(images.shape[1], images.device):
+        normalized = torch.empty(images.shape)
+        levels, affine = images.permute(0, 2, 3, 1).contiguous().numpy(), (scale.flatten().tolist(), shift.flatten().tolist())
+        photometry_cpu.render(levels, plans.factors, plans.steps, plans.rows, *affine, normalized.numpy())
+    else:
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+        if plans.steps:
+            pixels = photometry(pixels, plans.factors, plans.steps, plans.rows)
+        normalized = torch.addcmul(shift, pixels, scale)
     erase(normalized, plans.erased)
     mix_images(normalized, plans.mixed)
     return normalized
@@ -305,6 +311,16 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
         _KEPT[place] = (scale, shift)
     return _KEPT[place]
+
+
+def by_opencv(channels: int, device: torch.device) -> bool:
+    """Whether `color` leaves photometric operations to OpenCV: RGB on a CPU, where it is installed."""
+    return channels == 3 and device.type == "cpu" and photometry_cpu.cv2 is not None
+
+
+def is_colored(view: View) -> bool:
+    """Whether a view has photometric operations."""
+    return view.jitter is not None or view.blur is not None or max(view.gray, view.solarize) > 0
 
 
 def skipped_operations(view: View, channels: int) -> list[str]:
