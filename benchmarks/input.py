@@ -5,10 +5,11 @@
 
 crop: one random resized crop at 224 px, mirrored, uint8; ours from a folder, a tar and a parquet file. views: iBOT's
 ten, 2 x 224 + 8 x 96, with all their colors, normalized. small and large: JPEGs made from scikit-image's
-photographs, or --data's as they are; views-decoded: the small ones, decoded before the clock starts. With w workers each contender has w cores, whatever processes it runs on
-them, and w threads in its main one; the files are in the page cache; starting the workers is not counted. Ours is
-what the others are compared with; memory is the main process's. "of the floor": decoding alone (of decoded images:
-their crops alone, resized), in the same round, over the contender's time. Tables go to the screen and to `results/<machine>.md`, except under --quick.
+photographs, or --data's as they are; decoded: the small ones, decoded before the clock starts. With w workers each
+contender has w cores, whatever processes it runs on them, and w threads in its main one; the files are in the page
+cache; starting the workers is not counted. Ours is what the others are compared with; memory is the main process's.
+"of the floor": decoding alone (where images are decoded: their crops alone, resized), in the same round, over the
+contender's time. Tables go to the screen and to `results/<machine>.md`, except under --quick.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from rich.console import Console
 
 FLOOR, FLOOR_OF_DECODED = "decoding alone", "crops alone"
 DECODED = "views-decoded"
+TURNS = {"crop": (128, 32), "views": (16, 4), DECODED: (256, 16)}
+"""images of a turn and of a batch"""
 COUNT = 64
 """photographs that are made of each kind"""
 PRELOAD = ("torch", "torchvision.transforms.v2", "unmask.data.stream", "unmask.methods.ibot")
@@ -70,7 +73,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="JPEGs of one's own: cases crop-own, views-own")
     parser.add_argument("--rows", nargs="+", default=[], help="the contenders, by name; ours always")
     parser.add_argument("--rounds", type=int, help="default 6, under --quick 1")
-    parser.add_argument("--scale", type=int, default=1, help="a turn is so many times 128 crops, 16 times ten views")
+    parser.add_argument("--scale", type=int, default=1, help="a turn, and its batches, are so many times larger")
     parser.add_argument("--quick", action="store_true", help="a few images: does it all run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each row")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
@@ -94,12 +97,12 @@ def main() -> None:
             notes.append(f"{kind}: {photos.about}")
             for case, w in [(case, w) for case in cases if case.endswith(f"-{kind}") for w in workers]:
                 policy = case.partition("-")[0]
-                images = (8 if arguments.quick else 128 if policy == "crop" else 16) * arguments.scale
-                work = Work(policy, images, images // 4, w, case == DECODED)
+                images, batch = (8, 2) if arguments.quick else TURNS.get(case, TURNS[policy])
+                work = Work(policy, images * arguments.scale, batch * arguments.scale, w, case == DECODED)
                 name = f"{case}, {w} worker{'s' if w > 1 else ''}"
                 tables[name] = measure(name, photos, work, arguments, console)
                 if arguments.json:
-                    known = {**about, "case": case, "workers": w, "images": images, "photos": photos.about}
+                    known = {**about, "case": case, "workers": w, "images": work.images, "photos": photos.about}
                     write_json(arguments.json, "input", known, tables[name])
     if not arguments.quick:
         console.print(f"written to {append_results(arguments.results, 'input', about, tables, notes)}", highlight=False)

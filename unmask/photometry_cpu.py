@@ -25,6 +25,8 @@ _SOLARIZED = np.minimum(_LEVELS, 255 - _LEVELS).astype(np.uint8)
 _LUMA = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536
 """Pillow's integers, for a cut to whole levels; exact in fp32, as is their sum"""
 _LUMA_OF_EACH = _LUMA.repeat(3, 0)
+_HSV_TO_BYTES = np.diag(np.float32([255 / 360, 255, 1])) * np.float32(1 + 2e-6)
+"""a whole byte by formula must not end just below it"""
 
 
 def render(
@@ -116,7 +118,9 @@ def saturate(image: UInt8[np.ndarray, "h w 3"], amount: float) -> UInt8[np.ndarr
     pixels -= gray
     pixels *= np.float32(amount)
     pixels += gray
-    return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
+    if amount > 1:  # else it stays between the two
+        np.clip(pixels, 0, 255, out=pixels)
+    return pixels.astype(np.uint8)
 
 
 def turn_hue(image: UInt8[np.ndarray, "h w 3"], turn: float) -> UInt8[np.ndarray, "h w 3"]:
@@ -125,19 +129,17 @@ def turn_hue(image: UInt8[np.ndarray, "h w 3"], turn: float) -> UInt8[np.ndarray
     OpenCV's own 8-bit HSV has other steps on the way there (it rounds, to 256 hues), and Pillow's on the way back.
     """
     height, width, _ = image.shape
-    to_bytes, hue = _lines(width)
-    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV).reshape(height, -1)  # degrees, 0...1, 0...255
-    hsv *= to_bytes
-    levels = hsv.astype(np.uint8)
-    levels += hue * np.uint8(int(turn * 255) % 256)  # beyond 255 the circle begins anew
-    return cv2.cvtColor(levels.reshape(height, width, 3), cv2.COLOR_HSV2RGB_FULL)
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)  # degrees, 0...1, 0...255
+    levels = cv2.transform(hsv, _HSV_TO_BYTES).astype(np.uint8)
+    hue = _first_of_three(width) * np.uint8(int(turn * 255) % 256)
+    levels.reshape(height, -1)[:] += hue  # beyond 255 the circle begins anew
+    return cv2.cvtColor(levels, cv2.COLOR_HSV2RGB_FULL)
 
 
 @lru_cache(maxsize=16)
-def _lines(width: int) -> tuple[Float32[np.ndarray, "w3"], UInt8[np.ndarray, "w3"]]:
-    """For a line of HSV pixels: factors to bytes, and 1 where the hue is. NumPy is slow on an axis of three."""
-    to_bytes = np.array([255 / 360, 255, 1]) * (1 + 2e-6)  # a whole byte by formula must not end just below it
-    return np.tile(to_bytes.astype(np.float32), width), np.tile(np.array([1, 0, 0], np.uint8), width)
+def _first_of_three(width: int) -> UInt8[np.ndarray, "w3"]:
+    """1 0 0 1 0 0 ...: a line of pixels, where NumPy is slow on an axis of three."""
+    return np.tile(np.array([1, 0, 0], np.uint8), width)
 
 
 def blur(image: UInt8[np.ndarray, "h w *_"], radius: float) -> UInt8[np.ndarray, "h w *_"]:

@@ -288,7 +288,10 @@ def color(
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
     if plans.steps and by_opencv(images.shape[1], images.device):
         normalized = torch.empty(images.shape)
-        levels, affine = images.permute(0, 2, 3, 1).contiguous().numpy(), (scale.flatten().tolist(), shift.flatten().tolist())
+        levels, affine = (
+            images.permute(0, 2, 3, 1).contiguous().numpy(),
+            (scale.flatten().tolist(), shift.flatten().tolist()),
+        )
         photometry_cpu.render(levels, plans.factors, plans.steps, plans.rows, *affine, normalized.numpy())
     else:
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
