@@ -106,7 +106,7 @@ def originals():
 
 @pytest.fixture(params=["opencv", "torch"])
 def renderer(request, monkeypatch):
-    """Colors by either of the two."""
+    """Colors by OpenCV, and where it is missing."""
     if request.param == "torch":
         monkeypatch.setattr(photometry_cpu, "cv2", None)
     else:

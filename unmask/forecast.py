@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import parallel
+from . import parallel, photometry_cpu
 from .budget import activation_bytes, synthetic_batch
 from .config import RunConfig
 from .data.decode import decode
@@ -21,7 +21,7 @@ from .parallel import World
 from .randomness import shuffled_index
 from .step import to_device, update
 from .train import stream_of, total_steps
-from .views import by_opencv, expand, is_colored, skipped_operations
+from .views import expand, skipped_operations
 
 MOST = 1000
 """optimizer steps that a measurement takes at most"""
@@ -62,9 +62,9 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
     skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
-    colored = data.channels == 3 and any(map(is_colored, config.method.views))
-    if colored and world.device.type == "cpu" and not by_opencv(data.channels, world.device):
-        lines.append("colors are rendered by torch; pip install 'unmask[fast]' renders them N times faster (OpenCV)")
+    colored = any(v.jitter or v.blur or v.gray or v.solarize for v in config.method.views)
+    if colored and (data.channels, world.device.type) == (3, "cpu") and not photometry_cpu.does(3, world.device):
+        lines.append("colors are rendered by torch; with OpenCV, pip install 'unmask[fast]', five times faster")
     lines += config.method.traps(length)
     if config.data.holdout:
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")

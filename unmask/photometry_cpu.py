@@ -9,14 +9,18 @@ Sources: those of `photometry.py`.
 """
 
 from functools import lru_cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
 
 from .photometry import OPERATIONS, box_of
 
 try:
-    import cv2
+    cv2: Any = import_module("cv2")
 except ImportError:  # the extra [fast]
     cv2 = None
 
@@ -25,33 +29,42 @@ _SOLARIZED = np.minimum(_LEVELS, 255 - _LEVELS).astype(np.uint8)
 _LUMA = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536
 """Pillow's integers, for a cut to whole levels; exact in fp32, as is their sum"""
 _LUMA_OF_EACH = _LUMA.repeat(3, 0)
-_HSV_TO_BYTES = np.diag(np.float32([255 / 360, 255, 1])) * np.float32(1 + 2e-6)
+_HSV_TO_BYTES = np.diag([255 / 360, 255, 1]).astype(np.float32) * np.float32(1 + 2e-6)
 """a whole byte by formula must not end just below it"""
 
 
+def does(channels: int, device: torch.device) -> bool:
+    """Whether images are rendered here: RGB on a CPU, where OpenCV is installed."""
+    return channels == 3 and device.type == "cpu" and cv2 is not None
+
+
 def render(
-    images: UInt8[np.ndarray, "B h w 3"],
+    images: UInt8[Tensor, "B 3 h w"],
     factors: Float32[np.ndarray, "B 6"],
     steps: tuple[int, ...],
     rows: tuple[Int64[np.ndarray, "_"], ...],
-    scale: list[float],
-    shift: list[float],
-    out: Float32[np.ndarray, "B 3 h w"],
-) -> None:
+    scale: Float[Tensor, "3 1 1"],
+    shift: Float[Tensor, "3 1 1"],
+) -> Float32[Tensor, "B 3 h w"]:
     """Apply to each image its steps, in order (see views.PlanBatch), and normalize it.
 
     Args:
-        images: stay as they are.
+        images: stay as they are; best with channels last in memory.
         factors, steps, rows: as for `photometry.photometry`.
-        scale, shift: one a channel; level * scale + shift is what is written.
-        out: filled.
+        scale, shift: of each channel.
+    Returns:
+        level * scale + shift, contiguous.
     """
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    factor, summand = scale.flatten().tolist(), shift.flatten().tolist()
+    normalized = torch.empty(images.shape)
     operations: list[list[str]] = [[] for _ in images]
     for step, where in zip(steps, rows, strict=True):
         for row in where:
             operations[row].append(OPERATIONS[step])
-    for image, names, numbers, place in zip(images, operations, factors, out, strict=True):
-        normalize(photometry(image, names, numbers), scale, shift, place)
+    for image, names, numbers, place in zip(pixels, operations, factors, normalized.numpy(), strict=True):
+        normalize(photometry(image, names, numbers), factor, summand, place)
+    return normalized
 
 
 def photometry(
@@ -114,7 +127,8 @@ def luma(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
 def saturate(image: UInt8[np.ndarray, "h w 3"], amount: float) -> UInt8[np.ndarray, "h w 3"]:
     """Blend with the gray level, in fp32 and in Blend.c's order of operations: to the last bit before the cut."""
     pixels = image.astype(np.float32)
-    gray = np.floor(cv2.transform(pixels, _LUMA_OF_EACH))
+    gray = cv2.transform(pixels, _LUMA_OF_EACH)
+    np.floor(gray, out=gray)
     pixels -= gray
     pixels *= np.float32(amount)
     pixels += gray

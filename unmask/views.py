@@ -5,8 +5,7 @@
 view of any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
 
 Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint8 bicubic (Pillow's
-algorithm, within one gray level); the photometric operations are in `photometry.py`, and those that a CPU
-does faster by OpenCV in `photometry_cpu.py`.
+algorithm, within one gray level); photometric operations are in `photometry.py`, by OpenCV in `photometry_cpu.py`.
 """
 
 import math
@@ -286,13 +285,8 @@ def color(
         (x / 255 - mean) / std, fp32, contiguous.
     """
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
-    if plans.steps and by_opencv(images.shape[1], images.device):
-        normalized = torch.empty(images.shape)
-        levels, affine = (
-            images.permute(0, 2, 3, 1).contiguous().numpy(),
-            (scale.flatten().tolist(), shift.flatten().tolist()),
-        )
-        photometry_cpu.render(levels, plans.factors, plans.steps, plans.rows, *affine, normalized.numpy())
+    if plans.steps and photometry_cpu.does(images.shape[1], images.device):
+        normalized = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows, scale, shift)
     else:
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         if plans.steps:
@@ -314,16 +308,6 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
         _KEPT[place] = (scale, shift)
     return _KEPT[place]
-
-
-def by_opencv(channels: int, device: torch.device) -> bool:
-    """Whether `color` leaves photometric operations to OpenCV: RGB on a CPU, where it is installed."""
-    return channels == 3 and device.type == "cpu" and photometry_cpu.cv2 is not None
-
-
-def is_colored(view: View) -> bool:
-    """Whether a view has photometric operations."""
-    return view.jitter is not None or view.blur is not None or max(view.gray, view.solarize) > 0
 
 
 def skipped_operations(view: View, channels: int) -> list[str]:
