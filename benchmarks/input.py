@@ -1,14 +1,15 @@
-"""From JPEGs to batches, ours against torchvision's and kornia's pipelines, and decoding alone.
+"""From JPEGs or decoded images to batches, ours against torchvision's and kornia's pipelines, and decoding alone.
 
     python benchmarks/input.py [--cases crop-small views-large ...] [--workers 1 2] [--data FOLDER] [--rounds 6]
                                [--rows "torchvision v1" ...] [--quick] [--json FILE]
 
 crop: one random resized crop at 224 px, mirrored, uint8; ours from a folder, a tar and a parquet file. views: iBOT's
 ten, 2 x 224 + 8 x 96, with all their colors, normalized. small and large: JPEGs made from scikit-image's
-photographs, or --data's as they are. With w workers each contender has w cores, whatever processes it runs on
-them, and w threads in its main one; the files are in the page cache; starting the workers is not counted. Ours is
-what the others are compared with; memory is the main process's. "of the floor": decoding alone, in the same round,
-over the contender's time. Tables go to the screen and to `results/<machine>.md`, except under --quick.
+photographs, or --data's as they are; decoded: the small ones, decoded before the clock starts. With w workers each
+contender has w cores, whatever processes it runs on them, and w threads in its main one; the files are in the page
+cache; starting the workers is not counted. Ours is what the others are compared with; memory is the main process's.
+"of the floor": decoding alone (where images are decoded: their crops alone, resized), in the same round, over the
+contender's time. Tables go to the screen and to `results/<machine>.md`, except under --quick.
 """
 
 import argparse
@@ -22,7 +23,10 @@ from feeds.photographs import Photos
 from feeds.work import Work
 from rich.console import Console
 
-FLOOR = "decoding alone"
+FLOOR, FLOOR_OF_DECODED = "decoding alone", "crops alone"
+DECODED = "views-decoded"
+TURNS = {"crop": (128, 32), "views": (16, 4), DECODED: (512, 16)}
+"""images of a turn and of a batch"""
 COUNT = 64
 """photographs that are made of each kind"""
 PRELOAD = ("torch", "torchvision.transforms.v2", "unmask.data.stream", "unmask.methods.ibot")
@@ -37,12 +41,15 @@ def contenders(photos: Photos, work: Work) -> list[Contender]:
     else:
         found = [Contender("unmask", ours.make, (folder, work, True))]
         found.append(Contender("unmask, colors left to a GPU", ours.make, (folder, work, False)))
+        found.append(Contender("unmask, colors by torch", ours.make_by_torch, (folder, work)))
     return [
         *found,
         Contender("torchvision v1", peers.pillow, (folder, work)),
         Contender("torchvision v2", peers.tensors, (folder, work)),
         Contender("kornia", peers.kornia, (folder, work)),
-        Contender(FLOOR, ours.decoding, (folder, work)),
+        Contender(FLOOR_OF_DECODED, ours.cropping, (folder, work))
+        if work.decoded
+        else Contender(FLOOR, ours.decoding, (folder, work)),
     ]
 
 
@@ -52,7 +59,7 @@ def measure(case: str, photos: Photos, work: Work, arguments: argparse.Namespace
     reference = everyone[0].name
     wanted = {reference, *arguments.rows} if arguments.rows else {c.name for c in everyone}
     timings, left_out = race([c for c in everyone if c.name in wanted], arguments.rounds, work.workers, PRELOAD)
-    rows = compare(timings, reference, work.images, FLOOR)
+    rows = compare(timings, reference, work.images, FLOOR_OF_DECODED if work.decoded else FLOOR)
     console.print(table(f"{case}, {photos.about}; {work.images} images a turn, {arguments.rounds} rounds", rows))
     for name, why in left_out.items():
         console.print(f"left out: {name}: {why}", style="dim", highlight=False)
@@ -61,18 +68,19 @@ def measure(case: str, photos: Photos, work: Work, arguments: argparse.Namespace
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: crop and views, each -small and -large")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="crop-small, -large, views-small, -large, -decoded")
     parser.add_argument("--workers", nargs="+", type=int, help="default 1 2")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="JPEGs of one's own: cases crop-own, views-own")
     parser.add_argument("--rows", nargs="+", default=[], help="the contenders, by name; ours always")
     parser.add_argument("--rounds", type=int, help="default 6, under --quick 1")
-    parser.add_argument("--scale", type=int, default=1, help="a turn is so many times 128 crops, 16 times ten views")
+    parser.add_argument("--scale", type=int, default=1, help="a turn, and its batches, are so many times larger")
     parser.add_argument("--quick", action="store_true", help="a few images: does it all run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each row")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
     kinds = ["own"] if arguments.data else ["small"] if arguments.quick else list(photographs.KINDS)
     possible = [f"{policy}-{kind}" for policy in ("crop", "views") for kind in kinds]
+    possible += [] if arguments.data else [DECODED]
     cases = arguments.cases or possible
     if unknown := sorted(set(cases) - set(possible)):
         parser.error(f"--cases {' '.join(unknown)}: choose from {' '.join(possible)}")
@@ -83,17 +91,18 @@ def main() -> None:
     tables, notes = {}, []
     with tempfile.TemporaryDirectory() as scratch:
         for kind in sorted({case.partition("-")[2] for case in cases}):
-            made = photographs.own(arguments.data) if arguments.data else photographs.make(kind, COUNT)
+            recipe = "small" if kind == "decoded" else kind
+            made = photographs.own(arguments.data) if arguments.data else photographs.make(recipe, COUNT)
             photos = photographs.write(made, Path(scratch) / kind)
             notes.append(f"{kind}: {photos.about}")
             for case, w in [(case, w) for case in cases if case.endswith(f"-{kind}") for w in workers]:
                 policy = case.partition("-")[0]
-                images = (8 if arguments.quick else 128 if policy == "crop" else 16) * arguments.scale
-                work = Work(policy, images, images // 4, w)
+                images, batch = (8, 2) if arguments.quick else TURNS.get(case, TURNS[policy])
+                work = Work(policy, images * arguments.scale, batch * arguments.scale, w, case == DECODED)
                 name = f"{case}, {w} worker{'s' if w > 1 else ''}"
                 tables[name] = measure(name, photos, work, arguments, console)
                 if arguments.json:
-                    known = {**about, "case": case, "workers": w, "images": images, "photos": photos.about}
+                    known = {**about, "case": case, "workers": w, "images": work.images, "photos": photos.about}
                     write_json(arguments.json, "input", known, tables[name])
     if not arguments.quick:
         console.print(f"written to {append_results(arguments.results, 'input', about, tables, notes)}", highlight=False)

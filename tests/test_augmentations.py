@@ -18,6 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy.stats import ks_2samp
 from skimage import data
 
+from unmask import photometry_cpu
 from unmask.methods.ibot import GLOBAL_1, GLOBAL_2, LOCAL
 from unmask.randomness import key
 from unmask.views import Blur, Jitter, Plan, View, color, crop, plan, stack
@@ -103,6 +104,16 @@ def originals():
     return made
 
 
+@pytest.fixture(params=["opencv", "torch"])
+def renderer(request, monkeypatch):
+    """Colors by OpenCV, and where it is missing."""
+    if request.param == "torch":
+        monkeypatch.setattr(photometry_cpu, "cv2", None)
+    else:
+        pytest.importorskip("cv2")
+
+
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_same_parameters_give_pillows_pixels_through_the_whole_chain(name):
     plans = [plan(small(POLICIES[name]), (120, 160), key(0, name, i)) for i in range(80)]
@@ -111,6 +122,7 @@ def test_the_same_parameters_give_pillows_pixels_through_the_whole_chain(name):
     assert np.quantile(off, 0.999) <= 6
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("name", POLICIES)
 def test_crops_have_the_official_distribution(name, originals):
     drawn = ours([plan(small(POLICIES[name]), (120, 160), key(1, name, i)) for i in range(CROPS)])
@@ -118,6 +130,7 @@ def test_crops_have_the_official_distribution(name, originals):
     assert max(found.values()) <= BOUND, found
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize(
     ("name", "wrong", "told_by"),
     [

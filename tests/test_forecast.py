@@ -1,11 +1,15 @@
 """What a run costs: budgets as they are written, and steps that are measured but not kept."""
 
+from dataclasses import replace
+
 import pytest
 import toys
 from toys import ALONE, Images, config
 
-from unmask.forecast import cost_of, measure, read_budget, steps_for
+from unmask import photometry_cpu
+from unmask.forecast import cost_of, describe, measure, read_budget, steps_for
 from unmask.train import prepare
+from unmask.views import Blur, View
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,19 @@ def test_a_measured_step_takes_time_and_a_run_after_it_is_the_same(tmp_path):
     assert 0 < measure(settled, Images(), method, ALONE, seconds=0.1) < 5
     assert not toys.same(before, dict(method.state_dict()))
     assert toys.same(before, dict(prepare(settled, ALONE)[1].state_dict()))
+
+
+def test_colors_without_opencv_are_told_where_they_would_be_used(tmp_path, monkeypatch):
+    def told(settled, method):
+        return [line for line in describe(settled, Images(), method, ALONE) if "unmask[fast]" in line]
+
+    settled, method = prepare(config(tmp_path), ALONE)
+    view = View(settled.method.views[0].size, blur=Blur())
+    colored = replace(settled, method=replace(settled.method, views=(view,)))
+    assert told(colored, method) == []
+    monkeypatch.setattr(photometry_cpu, "cv2", None)
+    assert len(told(colored, method)) == 1
+    assert told(settled, method) == []
 
 
 def test_a_cost_lists_bad_images(tmp_path, monkeypatch):

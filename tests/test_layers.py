@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
     0: "config schedules randomness",
-    1: "vit blocks attend positions initialize masks framing views photometry randaugment erasing mixing weights",
+    1: "vit blocks attend positions initialize masks framing views photometry photometry_cpu randaugment "
+    "erasing mixing weights",
     2: "data",
     3: "methods tokenizers layer_decay",
     4: "run checkpoint parallel rendezvous flops optim budget console meter signals recompute allocator",

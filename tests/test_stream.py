@@ -244,3 +244,17 @@ def test_workers_ignore_signals_to_the_group_but_die_with_their_parent(number):
             assert wait_until_gone(workers, 10)
         finally:
             parent.kill()
+
+
+def test_workers_write_into_memory_that_is_used_again():
+    seen = []
+    for (host,) in Stream(Noise(), **SETTINGS, device_batch=8, steps=12, workers=1):
+        seen.append(host.crops[0].untyped_storage().data_ptr())
+    assert len(set(seen)) <= 4  # two ready, two with the caller
+
+
+def test_batches_that_are_kept_are_not_written_over():
+    kept = [host for (host,) in Stream(Noise(), **SETTINGS, device_batch=8, steps=12, workers=1)]
+    assert len({host.crops[0].untyped_storage().data_ptr() for host in kept}) == 12
+    for host, (alone,) in zip(kept, Stream(Noise(), **SETTINGS, device_batch=8, steps=12), strict=True):
+        assert torch.equal(host.crops[0], alone.crops[0])

@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter, ImageOps
 from skimage import data
 from torchvision.transforms import RandomResizedCrop
 
+from unmask import photometry_cpu, views
 from unmask.randomness import key
 from unmask.views import (
     Blur,
@@ -29,6 +30,16 @@ from unmask.views import (
 
 BYTES = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 """normalization that returns levels 0...255"""
+
+
+@pytest.fixture(params=["opencv", "torch"])
+def renderer(request, monkeypatch):
+    """Colors by either of the two, and not by the other."""
+    if request.param == "torch":
+        monkeypatch.setattr(photometry_cpu, "cv2", None)
+    else:
+        pytest.importorskip("cv2")
+        monkeypatch.setattr(views, "photometry", None)
 
 
 def photo(height=120, width=160) -> Image.Image:
@@ -106,6 +117,7 @@ def test_operations_come_with_their_probabilities_and_ranges():
     assert max(p.radius for p in plans) <= 2.0
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize(("k", "factor"), [(0, 0.6), (0, 1.4), (1, 0.6), (1, 1.4), (2, 0.0), (2, 1.4)])
 def test_brightness_contrast_and_saturation_are_pillows_exactly(k, factor):
     factors = [1.0, 1.0, 1.0, 0.0]
@@ -115,6 +127,7 @@ def test_brightness_contrast_and_saturation_are_pillows_exactly(k, factor):
     assert distance(ours, theirs).max() < 1e-3
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("turn", [-0.1, 0.05, 0.5])
 def test_hue_is_pillows_within_a_level_at_999_of_1000_pixels(turn):
     ours = color(tensor(photo())[None], stack([as_is(order=(3,), factors=(1, 1, 1, turn))]), **BYTES)
@@ -123,6 +136,7 @@ def test_hue_is_pillows_within_a_level_at_999_of_1000_pixels(turn):
     assert off.max() <= 6
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 1.7, 2.0, 5.0])
 def test_blur_is_pillows_within_three_levels_up_to_the_edges(radius):
     ours = color(tensor(photo())[None], stack([as_is(radius=radius)]), **BYTES)
@@ -131,6 +145,7 @@ def test_blur_is_pillows_within_three_levels_up_to_the_edges(radius):
     assert off.mean() < 0.6
 
 
+@pytest.mark.usefixtures("renderer")
 def test_gray_and_solarize_are_pillows_exactly():
     ours = color(tensor(photo())[None], stack([as_is(gray=True)]), **BYTES)
     assert distance(ours, photo().convert("L").convert("RGB")).max() < 1e-3
@@ -138,6 +153,7 @@ def test_gray_and_solarize_are_pillows_exactly():
     assert distance(ours, ImageOps.solarize(photo(), 128)).max() < 1e-3
 
 
+@pytest.mark.usefixtures("renderer")
 def test_jitter_runs_in_the_drawn_order_and_each_sample_gets_its_own():
     plans = [
         as_is(order=(1, 0, 2), factors=(1.3, 0.7, 1.2, 0.0)),
@@ -151,6 +167,7 @@ def test_jitter_runs_in_the_drawn_order_and_each_sample_gets_its_own():
         assert distance(image[None], expected).max() < 1e-3
 
 
+@pytest.mark.usefixtures("renderer")
 def test_jitter_before_the_crop_takes_contrast_about_the_whole_images_gray():
     box = (40, 30, 60, 80)
     drawn = as_is(box=box, shape=(60, 80), order=(0, 1), factors=(0.9, 1.4, 1.0, 0.0))

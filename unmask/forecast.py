@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import parallel
+from . import parallel, photometry_cpu
 from .budget import activation_bytes, synthetic_batch
 from .config import RunConfig
 from .data.decode import decode
@@ -62,6 +62,9 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
     skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
+    colored = any(v.jitter or v.blur or v.gray or v.solarize for v in config.method.views)
+    if colored and (data.channels, world.device.type) == (3, "cpu") and not photometry_cpu.does(3, world.device):
+        lines.append("colors are rendered by torch; with OpenCV, pip install 'unmask[fast]', five times faster")
     lines += config.method.traps(length)
     if config.data.holdout:
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")

@@ -5,6 +5,8 @@ so the result follows Pillow's to a level or two through any chain of operations
 Blend.c, Convert.c (L24, rgb2hsv, hsv2rgb), BoxBlur.c, and torchvision's `_functional_pil.py`.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -113,16 +115,11 @@ def blur(image: Float[Tensor, "b C h w"], radius: Float[Tensor, "b"]) -> Float[T
 def blur_matrix(radius: Float[Tensor, "b"], n: int) -> Float[Tensor, "b n n"]:
     """The matrix that blurs n pixels as three box blurs, each repeating the pixels at the ends.
 
-    Gwosdek et al. 2011 (Theoretical foundations of Gaussian convolution by extended box filtering): a
-    box of 2 l + 1 ones with a fraction at both ends, three times, has the Gaussian's variance.
-
     Args:
         radius: standard deviation of each sample's Gaussian, in pixels, at most LARGEST_RADIUS.
         n: pixels along the axis.
     """
-    variance = radius[:, None].square() / 3
-    whole = ((12 * variance + 1).sqrt() - 1).div(2).floor()
-    ends = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
+    whole, ends = box_of(radius[:, None])
     taps = torch.arange(-_REACH, _REACH + 1, device=radius.device).abs()
     box = torch.where(taps <= whole, 1.0, torch.where(taps == whole + 1, ends, 0.0))
     sums = F.pad((box / box.sum(1, keepdim=True)).cumsum(1), (1, 0))  # [b 2*_REACH+2]
@@ -132,6 +129,22 @@ def blur_matrix(radius: Float[Tensor, "b"], n: int) -> Float[Tensor, "b n n"]:
     first, last = (edge.add(_REACH).clamp(0, 2 * _REACH + 1).flatten() for edge in (first, last))
     once = (sums.index_select(1, last) - sums.index_select(1, first)).view(-1, n, n)
     return once @ once @ once
+
+
+def box_of(radius: Any) -> tuple[Any, Any]:
+    """The box that, taken three times, has a Gaussian's variance: 2 l + 1 ones, and a fraction at both ends.
+
+    Source: Gwosdek et al. 2011, Theoretical foundations of Gaussian convolution by extended box filtering.
+
+    Args:
+        radius: standard deviation of the Gaussian, a number or a tensor.
+    Returns:
+        l, and the fraction.
+    """
+    variance = radius**2 / 3
+    whole = ((12 * variance + 1) ** 0.5 - 1) / 2 // 1
+    ends = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole, ends
 
 
 LARGEST_RADIUS = 7.0

@@ -5,7 +5,7 @@
 view of any run can be drawn again from its key, and uint8 crosses to the device at a quarter of the size.
 
 Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint8 bicubic (Pillow's
-algorithm, within one gray level); the photometric operations are in `photometry.py`.
+algorithm, within one gray level); photometric operations are in `photometry.py`, by OpenCV in `photometry_cpu.py`.
 """
 
 import math
@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from . import randaugment
+from . import photometry_cpu, randaugment
 from .erasing import Erased, draw_erased, erase
 from .framing import resize
 from .mixing import Mix, Mixed, mix_images
@@ -284,11 +284,14 @@ def color(
     Returns:
         (x / 255 - mean) / std, fp32, contiguous.
     """
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    if plans.steps:
-        pixels = photometry(pixels, plans.factors, plans.steps, plans.rows)
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
-    normalized = torch.addcmul(shift, pixels, scale)
+    if plans.steps and photometry_cpu.does(images.shape[1], images.device):
+        normalized = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows, scale, shift)
+    else:
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+        if plans.steps:
+            pixels = photometry(pixels, plans.factors, plans.steps, plans.rows)
+        normalized = torch.addcmul(shift, pixels, scale)
     erase(normalized, plans.erased)
     mix_images(normalized, plans.mixed)
     return normalized

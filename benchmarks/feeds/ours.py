@@ -1,11 +1,13 @@
-"""Our input: `Stream` and `color`, called as the training loop calls them, and decoding alone."""
+"""Our input: `Stream` and `color`, called as the training loop calls them; decoding alone, and cropping alone."""
 
 from common import Took, Turn
 from torch.utils.data import DataLoader, Dataset
 
+from unmask import photometry_cpu
 from unmask.allocator import keep_memory
 from unmask.data import Record, Source, Stream, decode, open_source
-from unmask.views import color
+from unmask.randomness import key
+from unmask.views import color, crop, expand, plan
 
 from .work import MEAN, STD, Gate, Work, pin
 
@@ -13,16 +15,21 @@ from .work import MEAN, STD, Gate, Work, pin
 class Gated:
     """A source whose readers start together."""
 
-    def __init__(self, data: str, gate: Gate):
+    def __init__(self, data: str, gate: Gate, decoded: bool = False):
         self.source, self.gate = open_source(data, "none"), gate
         self.name, self.classes, self.labels = self.source.name, None, None
+        self.ready = [self._decoded(i) for i in range(len(self.source))] if decoded else []
+
+    def _decoded(self, i: int) -> Record:
+        record = self.source[i]
+        return record._replace(data=decode(record).permute(1, 2, 0).numpy())
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, i: int) -> Record:
         self.gate.enter()
-        return self.source[i]
+        return self.ready[i] if self.ready else self.source[i]
 
 
 def make(data: str, work: Work, colored: bool) -> Turn:
@@ -37,7 +44,7 @@ def make(data: str, work: Work, colored: bool) -> Turn:
     keep_memory()
     gate = Gate(work.workers)
     stream = Stream(
-        Gated(data, gate),
+        Gated(data, gate, work.decoded),
         views=work.views,
         seed=0,
         batch=work.batch,
@@ -56,6 +63,12 @@ def make(data: str, work: Work, colored: bool) -> Turn:
     return turn
 
 
+def make_by_torch(data: str, work: Work) -> Turn:
+    """The same where OpenCV is missing."""
+    photometry_cpu.cv2 = None
+    return make(data, work, True)
+
+
 class _Decoded(Dataset):
     def __init__(self, source: Source, images: int):
         self.source, self.images = source, images
@@ -72,10 +85,33 @@ def decoding(data: str, work: Work) -> Turn:
     pin(work.workers)
     keep_memory()
     gate = Gate(work.workers)
-    decoded = _Decoded(Gated(data, gate), work.images)
+    return _going_through(_Decoded(Gated(data, gate), work.images), work, gate)
 
+
+class _Cropped(Dataset):
+    def __init__(self, source: Gated, work: Work):
+        self.source, self.images, self.views = source, work.images, expand(work.views)
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, i: int) -> int:
+        image = decode(self.source[i % len(self.source)])
+        size = (image.shape[1], image.shape[2])
+        return sum(crop(image, plan(view, size, key(0, "view", v, i))).shape[1] for v, view in enumerate(self.views))
+
+
+def cropping(data: str, work: Work) -> Turn:
+    """What cannot be left out of views of decoded images: every crop, resized; nothing is colored or passed on."""
+    pin(work.workers)
+    keep_memory()
+    gate = Gate(work.workers)
+    return _going_through(_Cropped(Gated(data, gate, work.decoded), work), work, gate)
+
+
+def _going_through(dataset: Dataset, work: Work, gate: Gate) -> Turn:
     def turn() -> Took:
-        loader = DataLoader(decoded, work.batch, num_workers=work.workers, multiprocessing_context="fork")
+        loader = DataLoader(dataset, work.batch, num_workers=work.workers, multiprocessing_context="fork")
         for _ in loader:
             pass
         return gate.since()

@@ -32,18 +32,20 @@ Transform = Callable[[Any], Any]
 
 
 class Files(Dataset):
-    """A folder's images, over and over, opened and transformed one at a time."""
+    """A folder's images, over and over, opened (where they are not yet) and transformed one at a time."""
 
     def __init__(self, folder: str, work: Work, read: Transform, transforms: list[Transform]):
         self.files = sorted(map(str, Path(folder).glob("*.jpg")))
         self.images, self.gate, self.read, self.transforms = work.images, Gate(work.workers), read, transforms
+        self.ready = [read(file) for file in self.files] if work.decoded else []
 
     def __len__(self) -> int:
         return self.images
 
     def __getitem__(self, i: int) -> list[Tensor]:
         self.gate.enter()
-        image = self.read(self.files[i % len(self.files)])
+        place = i % len(self.files)
+        image = self.ready[place] if self.ready else self.read(self.files[place])
         return [transform(image) for transform in self.transforms]
 
 

@@ -28,6 +28,8 @@ class Work:
     batch: int
     workers: int
     """processes that read, on as many cores"""
+    decoded: bool = False
+    """images are decoded before the clock starts"""
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -13,7 +13,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ..mixing import plan_mixed
 from ..randomness import fold, key, shuffled_index
 from ..views import Plan, PlanBatch, View, crop, divisor, expand, gray_mean, plan, stack, twin
 from .decode import decode
+from .packed import Packed, Slots, pack, unpack
 from .record import BadImage, Source
 
 MaskFunction = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
@@ -54,6 +54,9 @@ class HostBatch(NamedTuple):
     position: Int64[Tensor, "B"]
     bad: tuple[tuple[str, str], ...]
     """(key, why) of images that could not be read and were substituted"""
+
+
+_TENSORS = ("crops", "twins", "masks", "hidden", "label", "position")
 
 
 class Stream:
@@ -111,14 +114,17 @@ class Stream:
 
     def __iter__(self) -> Generator[list[HostBatch], None, None]:
         """Yield the micro-batches of each step. Closing the iterator ends its workers."""
-        micro = self.micro_batches
+        micro, slots = self.micro_batches, None
+        if self.workers and not self.pin:
+            held = -(-2 * micro // self.workers)  # of a worker's batches, when the caller holds those of two steps
+            slots = Slots(self.workers, _PREFETCH + held, self._bytes(self.layout[1]))
         with warnings.catch_warnings():
             # "more workers than processors" and "fork of a threaded process": asked for, and safe here,
             # as workers use neither the device nor locks of the parent's threads
             warnings.simplefilter("ignore")
             batches = iter(
                 DataLoader(
-                    _MicroBatches(self.samples, self.layout, micro),
+                    _MicroBatches(self.samples, self.layout, micro, slots),
                     batch_size=None,
                     collate_fn=_as_it_is,
                     sampler=range(self.start * micro, self.steps * micro),
@@ -132,7 +138,7 @@ class Stream:
             )
         try:
             for _ in range(self.start, self.steps):
-                yield [_unpack(_sound(next(batches))) for _ in range(micro)]
+                yield [unpack(_sound(next(batches)), slots) for _ in range(micro)]
         finally:
             # the traceback of an exception would keep the loader alive until Python exits, which then waits
             # for workers that ignore its SIGTERM: forever
@@ -143,9 +149,12 @@ class Stream:
         """How many workers' finished batches shared memory holds: beyond it lies a bus error."""
         if not Path("/dev/shm").is_dir():
             return sys.maxsize
+        return shutil.disk_usage("/dev/shm").free // (self._bytes(device_batch) * (_PREFETCH + 1))
+
+    def _bytes(self, device_batch: int) -> int:
+        """Of a micro-batch, about: 4 KiB a sample for all that is no pixel."""
         sides = [view.shape for view in self.samples.views] + [(t, t) for t in self.samples.twin_sizes]
-        each = device_batch * (self.samples.channels * sum(h * w for h, w in sides) + 4096)
-        return shutil.disk_usage("/dev/shm").free // (each * (_PREFETCH + 1))
+        return device_batch * (self.samples.channels * sum(h * w for h, w in sides) + 4096)
 
 
 class Samples:
@@ -242,78 +251,24 @@ def _stack_last(images: list[UInt8[Tensor, "C h w"]]) -> UInt8[Tensor, "B C h w"
 class _MicroBatches(Dataset):
     """Micro-batch k of this rank: k counts through all steps of the run."""
 
-    def __init__(self, samples: Samples, layout: tuple[int, int, int, int], micro: int):
-        self.samples, self.layout, self.micro = samples, layout, micro
+    def __init__(self, samples: Samples, layout: tuple[int, int, int, int], micro: int, slots: Slots | None):
+        self.samples, self.layout, self.micro, self.slots = samples, layout, micro, slots
 
-    def __getitem__(self, k: int) -> "_Packed | Exception":
+    def __getitem__(self, k: int) -> Packed | Exception:
         batch, device_batch, rank, world = self.layout
         step, m = divmod(k, self.micro)
         first = step * batch + (m * world + rank) * device_batch
         try:
-            return _pack(self.samples(range(first, first + device_batch)))
+            return pack(self.samples(range(first, first + device_batch)), _TENSORS, self.slots)
         except (ValueError, OSError) as error:  # as it is: the loader would wrap it in a traceback
             return error
-
-
-@dataclass
-class _Packed:
-    """A HostBatch whose tensors lie in one: a single block of shared memory, and of pinned memory."""
-
-    bytes: UInt8[Tensor, "_"]
-    parts: list[tuple[torch.dtype, tuple[int, ...], int, bool]]
-    """dtype, shape in memory, offset, whether channels lie last"""
-    batch: HostBatch
-    """with numbers of parts in the places of tensors"""
-
-    def pin_memory(self) -> "_Packed":
-        """What the loader's pinning thread calls."""
-        return replace(self, bytes=self.bytes.pin_memory())
-
-
-def _pack(batch: HostBatch) -> _Packed:
-    tensors: list[Tensor] = []
-
-    def put(value):
-        if isinstance(value, tuple):
-            return tuple(put(item) for item in value)
-        tensors.append(value)
-        return len(tensors) - 1
-
-    numbered = batch._replace(
-        **{f: put(getattr(batch, f)) for f in ("crops", "twins", "masks", "hidden", "label", "position")}
-    )
-    parts, offset = [], 0
-    for tensor in tensors:
-        last = tensor.ndim == 4
-        shape = tuple(tensor.permute(0, 2, 3, 1).shape if last else tensor.shape)
-        parts.append((tensor.dtype, shape, offset, last))
-        offset += -(-tensor.nbytes // 8) * 8  # int64 must lie on a multiple of 8
-    packed = _Packed(torch.empty(offset, dtype=torch.uint8), parts, numbered)
-    for number, tensor in enumerate(tensors):
-        _part(packed, number).copy_(tensor)
-    return packed
-
-
-def _part(packed: _Packed, number: int) -> Tensor:
-    dtype, shape, offset, last = packed.parts[number]
-    size = int(np.prod(shape)) * dtype.itemsize
-    tensor = packed.bytes[offset : offset + size].view(dtype).view(shape)
-    return tensor.permute(0, 3, 1, 2) if last else tensor
-
-
-def _unpack(packed: _Packed) -> HostBatch:
-    def get(value):
-        return tuple(get(item) for item in value) if isinstance(value, tuple) else _part(packed, value)
-
-    names = ("crops", "twins", "masks", "hidden", "label", "position")
-    return packed.batch._replace(**{f: get(getattr(packed.batch, f)) for f in names})
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _sound(item: "_Packed | Exception") -> _Packed:
+def _sound(item: Packed | Exception) -> Packed:
     if isinstance(item, Exception):
         raise item
     return item

@@ -1,0 +1,127 @@
+"""A batch's way from a worker to the process that trains: all its tensors in one block of shared memory.
+
+The blocks are used again and again: new shared memory costs more than what is written to it, as the system clears
+and maps it page by page.
+"""
+
+import mmap
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+Part = tuple[torch.dtype, tuple[int, ...], int, bool]
+"""of a tensor in a block: dtype, shape in memory, offset, whether channels lie last"""
+
+
+class Slots:
+    """Blocks that forked workers write and their parent reads; made before the fork.
+
+    A worker takes one of its own slots that no batch lies in. It is free again once the parent has dropped the last
+    tensor of that batch, however long that takes: a worker that finds no slot takes new memory.
+
+    Args:
+        workers, each: how many workers, and slots of each.
+        size: bytes of a slot.
+    """
+
+    def __init__(self, workers: int, each: int, size: int):
+        self.each, self.size = each, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, workers * each * self.size)  # no page of it exists before it is written
+        self.taken = np.frombuffer(mmap.mmap(-1, workers * each), np.uint8)
+
+    def take(self, size: int) -> int | None:
+        """In a worker: a free slot for `size` bytes, from now on taken; None: there is none."""
+        worker = get_worker_info()
+        if worker is None or size > self.size:
+            return None
+        for slot in range(worker.id * self.each, (worker.id + 1) * self.each):
+            if not self.taken[slot]:
+                self.taken[slot] = 1
+                return slot
+        return None
+
+    def lend(self, slot: int, size: int) -> UInt8[Tensor, "_"]:
+        """In the parent: what lies in a slot, which is free again when no tensor shares its memory."""
+        block = np.frombuffer(self.memory, np.uint8, size, slot * self.size)
+        weakref.finalize(block, self.taken.__setitem__, slot, 0).atexit = False
+        return torch.from_numpy(block)
+
+    def block(self, slot: int, size: int) -> UInt8[Tensor, "_"]:
+        """In the worker that took it: a slot's memory."""
+        return torch.from_numpy(np.frombuffer(self.memory, np.uint8, size, slot * self.size))
+
+
+@dataclass
+class Packed:
+    """A NamedTuple whose tensors lie in one: a single block of shared memory, and of pinned memory."""
+
+    block: UInt8[Tensor, "_"] | int
+    """or the number of its slot"""
+    size: int
+    """bytes of the block"""
+    parts: list[Part]
+    batch: Any
+    """with numbers of parts in the places of tensors"""
+    names: Sequence[str]
+    """its fields that hold tensors"""
+
+    def pin_memory(self) -> "Packed":
+        """What the loader's pinning thread calls; a stream that pins has no slots."""
+        assert isinstance(self.block, Tensor)
+        return replace(self, block=self.block.pin_memory())
+
+
+def pack(batch: Any, names: Sequence[str], slots: Slots | None) -> Packed:
+    """Copy the tensors of the fields `names`, one or a tuple each, to one block: a slot, where one is free."""
+    tensors: list[Tensor] = []
+    numbered = batch._replace(**{name: _put(getattr(batch, name), tensors) for name in names})
+    parts, offset = [], 0
+    for tensor in tensors:
+        last = tensor.ndim == 4
+        shape = tuple(tensor.permute(0, 2, 3, 1).shape if last else tensor.shape)
+        parts.append((tensor.dtype, shape, offset, last))
+        offset += -(-tensor.nbytes // 8) * 8  # int64 must lie on a multiple of 8
+    slot = None if slots is None else slots.take(offset)
+    block = torch.empty(offset, dtype=torch.uint8) if slot is None or slots is None else slots.block(slot, offset)
+    for part, tensor in zip(parts, tensors, strict=True):
+        _tensor(block, part).copy_(tensor)
+    return Packed(block if slot is None else slot, offset, parts, numbered, names)
+
+
+def unpack(packed: Packed, slots: Slots | None) -> Any:
+    """The batch that was packed; its tensors share the block."""
+    block = packed.block
+    if isinstance(block, int):
+        assert slots is not None  # there was a slot
+        block = slots.lend(block, packed.size)
+    tensors = [_tensor(block, part) for part in packed.parts]
+    return packed.batch._replace(**{name: _get(getattr(packed.batch, name), tensors) for name in packed.names})
+
+
+# not functions inside those that use them: one that calls itself is a cycle, which would hold a batch's memory until
+# Python's collector comes
+
+
+def _put(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_put(item, tensors) for item in value)
+    tensors.append(value)
+    return len(tensors) - 1
+
+
+def _get(value: Any, tensors: list[Tensor]) -> Any:
+    return tuple(_get(item, tensors) for item in value) if isinstance(value, tuple) else tensors[value]
+
+
+def _tensor(block: Tensor, part: Part) -> Tensor:
+    dtype, shape, offset, last = part
+    size = int(np.prod(shape)) * dtype.itemsize
+    tensor = block[offset : offset + size].view(dtype).view(shape)
+    return tensor.permute(0, 3, 1, 2) if last else tensor
