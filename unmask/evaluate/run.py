@@ -19,7 +19,7 @@ from ..data.record import Source
 from . import dense, multilabel
 from .answers import KS, answer, fitting
 from .features import Report
-from .keep import check_save, keep_linear, tuned
+from .keep import check_choice, check_save, keep_linear, tuned
 from .labels import Note, match_labels
 from .metrics import balanced, top1
 from .paired import differences
@@ -121,8 +121,8 @@ def assess(
             (`dense.segment`); labels are not looked at.
         epochs: of fine-tuning, instead of the setting's.
         lr: likewise.
-        save: a folder for the classifier of the one model and the one protocol, linear or finetune; fine-tuning
-            is resumable there.
+        save: a folder for the classifier of the one model and the one protocol, linear or finetune; of a linear
+            probe on several poolings the better one by held-out training images. Fine-tuning is resumable there.
         note: told what a reader of the numbers must know; None: standard error.
         progress: makes the progress callback of a named piece of work.
     Raises:
@@ -143,6 +143,8 @@ def assess(
     truth = many or (None if masks else match_labels(train, test, note))
     ask = multilabel.answer if many else answer
     if truth is None:
+    if "linear" in protocols and truth is not None:
+        check_choice(save, models[0], how.pools, truth[0])
         kept = tuple(ks or KS)  # neighbors among patches
     else:
         known = np.zeros(len(train), np.int64) if many else truth[0][truth[0] >= 0]
@@ -181,11 +183,9 @@ def assess(
                     ]  # fmt: skip
             rows = [each.row for each in answers]
             if save is not None and truth is not None and "linear" in protocols:
-                best = max((row for row in rows if row["protocol"] == "linear"), key=lambda row: row["top1"])
-                keep_linear(models[0], train, truth[0], best, save, seed=seed, device=device, workers=workers)
-                how_many = sum(row["protocol"] == "linear" for row in rows)
-                chosen = (
-                    ", the better one by the test images: --pool chooses before they are seen" if how_many > 1 else ""
+                probes = [row for row in rows if row["protocol"] == "linear"]
+                keep_linear(
+                    models[0], train, truth[0], probes, save, seed=seed, device=device, workers=workers, note=note
                 )
                 note(f"kept in {save}: the linear probe on {best['features']}{chosen}")
     finally:
