@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cli_toys import SHORT, pictures, unmask
@@ -12,8 +13,8 @@ from test_evaluate import MEAN, STD, sets, vit
 from unmask.data.sources import open_source
 from unmask.evaluate import EvalModel, LinearProbe, evaluate, extract
 from unmask.evaluate.classifier import Classifier, linear_classifier, read_classifier, write_classifier
-from unmask.export.processor import processor
 from unmask.evaluate.finetune import Relabelled
+from unmask.export.processor import processor
 from unmask.export.subject import of_classifier
 from unmask.framing import Frame
 from unmask.predict import open_classifier, predict
@@ -99,7 +100,6 @@ def test_save_keeps_one_classifier_only(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
 @pytest.mark.parametrize("flattered", ["cls", "mean"])
 def test_the_kept_pooling_is_chosen_without_the_test_images(flattered, tmp_path):
     """Test labels are made such that one pooling, then the other, is right about every test image."""
@@ -127,6 +127,7 @@ def test_a_choice_among_poolings_needs_training_images_to_hold_out(tmp_path):
     assert read_classifier(tmp_path / "kept").about["features"] == "cls"
 
 
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp("data") / "photos", 24, classes="abc")
 
@@ -155,6 +156,28 @@ def test_a_run_with_labels_predicts_and_lists_what_it_cannot_read(run, tmp_path)
     bad = (tmp_path / "out" / "p.csv.bad.txt").read_text()
     assert bad.startswith("broken.png\t")
     assert "skipped broken.png" in said.err
+
+
+def test_the_ending_of_out_says_how_the_table_is_written(run, photos, tmp_path):
+    tables = {}
+    for ending in ("csv", "parquet", "jsonl"):
+        file = tmp_path / f"p.{ending}"
+        assert unmask("predict", run, photos, "--out", file, "--workers", "0", "--top", "2").code == 0
+        tables[ending] = file
+    rows = pq.read_table(tables["parquet"]).to_pylist()
+    assert list(rows[0]) == ["key", "class", "probability", "class_2", "probability_2"]
+    assert [json.loads(line) for line in tables["jsonl"].read_text().splitlines()] == rows
+    shown = [{n: f"{v:.6f}" if isinstance(v, float) else v for n, v in row.items()} for row in rows]
+    assert list(csv.DictReader(tables["csv"].read_text().splitlines())) == shown
+
+
+@pytest.mark.parametrize(("name", "why"), [("p.xlsx", "ends with .xlsx"), ("p", "has no ending"), ("", "is a folder")])
+def test_a_file_that_is_no_table_is_refused_before_the_model_is_opened(name, why, tmp_path):
+    out = tmp_path / name
+    said = unmask("predict", tmp_path / "no-model", tmp_path / "no-images", "--out", out)
+    assert said.code == 2
+    assert f"--out {out} {why}" in said.line and ".csv" in said.line
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate_saves_a_probe_that_predict_and_evaluate_use(run, photos, tmp_path):
