@@ -335,6 +335,33 @@ def test_the_sentence_begins_with_all_that_are_not_told_apart():
     assert said.startswith("On these images use beit or mae, not told apart: beit has 50.5 % [")
 
 
+def test_methods_with_as_many_images_right_are_said_to_tie():
+    names = ["mae", "beit", "supervised"]
+    answers = [answer_of("mae", 100), answer_of("beit", 100), answer_of("supervised", 60), answer_of("pixels", 20)]
+    answers += [answer_of("mae", 40, "knn"), answer_of("supervised", 90, "knn"), answer_of("beit", 90, "knn")]
+    found = winners(answers, names, seed=0)
+    said = sentence(found, METHODS)
+    assert found["best"]["linear"]["ties"] == ["beit"] and found["best"]["knn"]["ties"] == ["beit"]
+    assert said.startswith(
+        "On these images use mae or beit: mae and beit tie at 50.0 % of 200 test images right with a linear probe, "
+        "mae on its cls features after 20 minutes of training and beit on its cls features after "
+        "20 minutes, 10 of them for the tokenizer, of training. That is +20.0 points ["
+    )
+    assert "over supervised, the next; " in said
+    assert "First come by k-NN, supervised and beit, which tie." in said
+    assert found["beats"][0]["text"].startswith("mae ties with beit [")
+
+
+def test_a_tie_beside_a_third_that_is_near_and_below_pixels_is_told_as_such():
+    names = ["mae", "beit", "supervised"]
+    answers = [answer_of("mae", 100), answer_of("beit", 100), answer_of("supervised", 99), answer_of("pixels", 20)]
+    said = sentence(winners(answers, names, seed=0), METHODS)
+    assert said.startswith("On these images use mae or beit or supervised, not told apart: mae and beit tie at 50.0 %")
+    low = sentence(winners([*answers[:2], answer_of("pixels", 120)], names, seed=0), METHODS)
+    assert low.startswith("No method is surely better than raw pixels here; mae and beit tie at 50.0 %")
+    assert "the second" not in low
+
+
 def test_the_sentence_names_winners_by_every_protocol_and_who_saw_all_labels():
     names = ["mae", "beit", "supervised"]
     answers = [
