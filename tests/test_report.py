@@ -16,6 +16,7 @@ from unmask.report.charts import Series, curves
 from unmask.report.comparison import Comparison
 from unmask.report.sections import over_time
 from unmask.report.shot import browser, opened, shoot
+from unmask.report.tables import results
 
 EVIL = "<script>window.hit = 1</script>\"'><img src=x onerror='window.hit = 1'>{{ 7 * 7 }}"
 ASKED = {
@@ -118,6 +119,13 @@ def test_a_curve_of_one_point_has_axes_from_zero_and_a_mark():
 def test_the_highest_of_each_column_is_bold(page):
     table = page[page.index("<thead>") : page.index("</table>")]
     assert re.findall(r"<b>(.*?)</b>", table) == ["20.0", "36.0", "36.0"]
+
+
+def test_the_table_says_which_k_voted_with_few_labels(tmp_path, page):
+    few = [row("mae", "knn", 0.3), row("mae", "knn", 0.2, k=12, shots="10%")]
+    caption = results(Comparison(tmp_path, {"methods": [method("mae")], "rows": few}))["caption"]
+    assert caption.endswith("k-NN: k 20 on all labels; k 12 on 10% of the labels.")
+    assert "k-NN: k" not in page
 
 
 def test_a_tokenizers_time_is_shown_beside_its_methods(page):
