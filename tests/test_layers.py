@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
-    0: "config schedules randomness",
+    0: "config schedules randomness nearest",
     1: "vit blocks attend positions initialize masks framing views photometry randaugment erasing mixing weights",
     2: "data",
     3: "methods tokenizers layer_decay",

@@ -1,6 +1,5 @@
 """`unmask show MODEL WHAT IMAGES`: from a run and some images to a picture."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +25,7 @@ from .methods.dvae import DVAE
 from .methods.ibot import IBOT
 from .methods.mae import MAE
 from .models import image_size, vit_of
+from .nearest import unknown
 from .positions import pair
 from .randomness import key
 from .run import Run
@@ -82,9 +82,7 @@ def picture(
         ValueError, FileNotFoundError: unknown picture, or one that this model cannot give.
     """
     if what not in {*PICTURES, *ANALYSES}:
-        near = difflib.get_close_matches(what, [*PICTURES, *ANALYSES], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join([*PICTURES, *ANALYSES])}"
-        raise UsageError(f"no picture {what!r}; {hint}")
+        raise UsageError(unknown("picture", what, [*PICTURES, *ANALYSES]))
     if count is not None and count < 1:
         raise UsageError(f"--count {count}: give a positive number")
     sides = None if size is None else pair(size)

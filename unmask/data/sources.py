@@ -1,13 +1,13 @@
 """DATA as it is written on the command line, and what is asked of any source: its tenth, its mean."""
 
 import glob
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
+from ..nearest import beside, nearest
 from ..randomness import shuffled_index
 from .decode import decode
 from .demo import Demo
@@ -57,9 +57,9 @@ def _open(spec: str, labels: Literal["auto", "folder", "none"]) -> Source:
         return Folder(str(path), labels=labels)
     files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
     if not files:
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else f"; {_GRAMMAR}"
-        raise FileNotFoundError(f"{spec}: no such file or folder{hint}")
+        near = beside(path) or nearest(spec, ("demo:train", "demo:test"))
+        hint = f"did you mean {near}?" if near else _GRAMMAR
+        raise FileNotFoundError(f"{spec}: no such file or folder; {hint}")
     suffixes = {file.suffix.lower().lstrip(".") for file in files}
     if suffixes == {"tar"}:
         return open_tar(spec, files)
