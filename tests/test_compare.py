@@ -227,6 +227,17 @@ def test_images_that_moved_are_known_by_number_mean_and_deviation(photos, traine
         check_images(open_entries([str(run)]), str(dark), open_source(str(dark)))
 
 
+def test_a_run_of_few_of_the_images_is_compared_and_said_to_be_one(photos, trained, tmp_path):
+    run = shutil.copytree(trained[0] / "runs" / "mae-nano", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"shots": "10%", "drawn_from": 120, "images": 12}
+    (run / "config.json").write_text(json.dumps(config))
+    (entry,) = open_entries([str(run)])
+    (note,) = check_images([entry], str(photos), open_source(str(photos)))
+    assert note.endswith("was trained on few of the images: --shots 10%, 12 of 120")
+    assert described(entry, tmp_path, 120)["epochs"] == entry.images_seen / 12
+
+
 def test_runs_that_held_nothing_out_need_test_images(photos, tmp_path):
     unmask("pretrain", "mae-nano", photos, "--out", tmp_path / "r", "--steps", "1", "--batch", "8", "--workers", "0")
     said = unmask("compare", photos, "--runs", tmp_path / "r", "--out", tmp_path / "c", *QUICK, *SKIP)

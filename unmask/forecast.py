@@ -63,6 +63,11 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
     lines += config.method.traps(length)
+    if data.shots:
+        what = f"{data.shots} of the labels" if "%" in data.shots else f"{data.shots} a class"
+        lines.append(
+            f"--shots {data.shots}: {data.images:,} of {data.drawn_from:,} images, {what}, by seed {config.seed}"
+        )
     if config.data.holdout:
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")
     return lines

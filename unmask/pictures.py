@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from .analyses import study
+from .analyses import own_images, study
 from .analyze import ANALYSES
 from .analyze.targets import prototypes
 from .borrow import pictured
 from .config import UsageError
 from .data.decode import decode
-from .data.sources import BadImage, Source, holdout_split, open_source
+from .data.sources import BadImage, Source, open_source
 from .data.stream import Stream
 from .framing import center, margin
 from .masks import MaskPolicy
@@ -293,11 +293,9 @@ def _patches(asked: Request) -> Path:
 
 
 def _augmentations(asked: Request) -> Path:
-    run, data = asked.run, asked.data
-    source = open_source(data or run.config.data.train, "none")
-    if data is None and run.config.data.holdout:  # the batch that the run began with
-        source, _ = holdout_split(source)
-    return draw_augmentations(run, source, asked.out, asked.images)
+    # without DATA the batch that the run began with
+    source = own_images(asked.run) if asked.data is None else open_source(asked.data, "none")
+    return draw_augmentations(asked.run, source, asked.out, asked.images)
 
 
 def _curves(asked: Request) -> Path:

@@ -17,7 +17,7 @@ from .hub import Hub
 from .record import IMAGE_SUFFIXES, BadImage, Record, Source, Subset
 from .shards import open_parquet, open_tar
 
-__all__ = ["BadImage", "Record", "Source", "Subset", "holdout_split", "measure_mean_std", "open_source"]
+__all__ = ["BadImage", "Record", "Source", "Subset", "holdout_split", "measure_mean_std", "open_source", "same_place"]
 
 _GRAMMAR = (
     "give a folder of images, a .tar shard or a .parquet file (or a quoted glob of them), "
@@ -70,6 +70,11 @@ def _open(spec: str, labels: Literal["auto", "folder", "none"]) -> Source:
     if suffixes & {"gz", "tgz", "bz2", "xz", "zst"}:
         raise ValueError(f"{spec}: compressed; unpack it first, members are read at any place")
     raise ValueError(f"{spec}: {', '.join(sorted(suffixes))} is no kind of data known here; {_GRAMMAR}")
+
+
+def same_place(a: str, b: str) -> bool:
+    """Whether two DATA are one: `photos` and `photos/`, relative and absolute."""
+    return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))
 
 
 def holdout_split(source: Source, known: Int[np.ndarray, "m"] | None = None) -> tuple[Subset, Subset]:
