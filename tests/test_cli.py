@@ -104,6 +104,12 @@ def test_the_help_of_a_recipe_has_the_verbs_options_and_every_field(capsys):
         (["evaluate", "x", "knn", "--tran", "a"], "did you mean --train?"),
         (["show", "x", "reconstrction"], "did you mean reconstruction?"),
         (["demo", "--step", "3"], "did you mean --steps?"),
+        (["evaluate", "kn", "x", "--train", "a", "--test", "b"], "did you mean knn?"),
+        (["evaluate", "x", "knn", "LINEAR", "--train", "a", "--test", "b"], "did you mean linear?"),
+        (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--pool", "cls,maen"], "did you mean mean?"),
+        (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--probe", "mea"], "did you mean mae?"),
+        (["export", "x", "--format", "onx", "--out", "y"], "did you mean onnx?"),
+        (["compare", "demo", "--methods", "mae", "--budget", "1m", "--skip", "amplitud"], "did you mean amplitude?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -111,6 +117,38 @@ def test_a_misspelt_name_gets_the_nearest(words, near):
     said = unmask(*words)
     assert said.code == 2
     assert near in said.line
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["pretrian"], "There are: demo, pretrain, evaluate, "),
+        (["pretrain", "mea", "x"], "There are: mae, mae-nano, "),
+        (["evaluate", "x", "kn", "--train", "a", "--test", "b"], "There are: knn, linear, attentive, finetune"),
+        (["show", "x", "pixles"], "no picture 'pixles'; there are: reconstruction, tokens, "),
+        (["show", "x", "atention"], "There are: reconstruction, tokens, "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_unknown_word_gets_the_list_of_what_is_known(words, known):
+    said = unmask(*words)
+    assert said.code == 2
+    assert known in said.line
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["evaluate", "untraned:mae", "knn"], "untrained:mae"), (["evaluate", "pixel", "knn"], "pixels"),
+        (["evaluate", "timn:vit_tiny_patch16_224", "knn"], "timm:vit_tiny_patch16_224"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_misspelt_model_gets_the_nearest_and_so_does_a_part_of_a_run(words, near, tmp_path):
+    said = unmask(*words, "--train", "demo", "--test", "demo:test")
+    assert said.code == 1 and f"no model {words[1]!r}; did you mean {near}?" in said.line
+    said = unmask("evaluate", f"{tmp_path}:techer", "knn", "--train", "demo", "--test", "demo:test")
+    assert f"did you mean {tmp_path}:teacher?" in said.line
 
 
 @pytest.mark.parametrize(
@@ -125,7 +163,7 @@ def test_a_misspelt_name_gets_the_nearest(words, near):
         (["evaluate", "x", "knn"], "needs --train DATA and --test DATA"),
         (["evaluate", "knn", "--train", "a", "--test", "b"], "give models, then protocols"),
         (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--k", "ten"], "--k ten: give numbers"),
-        (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--pool", "max"], "give some of cls, mean"),
+        (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--pool", "max"], "there are: cls, mean"),
         (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--shots", "0.5"], "give a part of the labels"),
         (["evaluate", "x", "linear", "--train", "a", "--test", "b", "--augment", "2"], "--augment is for a paper's"),
         (["evaluate", "x", "knn", "--train", "a", "--test", "b", "--out", "."], "is a folder"),

@@ -227,6 +227,17 @@ def test_images_that_moved_are_known_by_number_mean_and_deviation(photos, traine
         check_images(open_entries([str(run)]), str(dark), open_source(str(dark)))
 
 
+def test_a_run_of_few_of_the_images_is_compared_and_said_to_be_one(photos, trained, tmp_path):
+    run = shutil.copytree(trained[0] / "runs" / "mae-nano", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"shots": "10%", "drawn_from": 120, "images": 12}
+    (run / "config.json").write_text(json.dumps(config))
+    (entry,) = open_entries([str(run)])
+    (note,) = check_images([entry], str(photos), open_source(str(photos)))
+    assert note.endswith("was trained on few of the images: --shots 10%, 12 of 120")
+    assert described(entry, tmp_path, 120)["epochs"] == entry.images_seen / 12
+
+
 def test_runs_that_held_nothing_out_need_test_images(photos, tmp_path):
     unmask("pretrain", "mae-nano", photos, "--out", tmp_path / "r", "--steps", "1", "--batch", "8", "--workers", "0")
     said = unmask("compare", photos, "--runs", tmp_path / "r", "--out", tmp_path / "c", *QUICK, *SKIP)
@@ -333,6 +344,33 @@ def test_the_sentence_begins_with_all_that_are_not_told_apart():
     answers = [answer_of("mae", 100), answer_of("beit", 101), answer_of("supervised", 60), answer_of("pixels", 20)]
     said = sentence(winners(answers, ["mae", "beit", "supervised"], seed=0), METHODS)
     assert said.startswith("On these images use beit or mae, not told apart: beit has 50.5 % [")
+
+
+def test_methods_with_as_many_images_right_are_said_to_tie():
+    names = ["mae", "beit", "supervised"]
+    answers = [answer_of("mae", 100), answer_of("beit", 100), answer_of("supervised", 60), answer_of("pixels", 20)]
+    answers += [answer_of("mae", 40, "knn"), answer_of("supervised", 90, "knn"), answer_of("beit", 90, "knn")]
+    found = winners(answers, names, seed=0)
+    said = sentence(found, METHODS)
+    assert found["best"]["linear"]["ties"] == ["beit"] and found["best"]["knn"]["ties"] == ["beit"]
+    assert said.startswith(
+        "On these images use mae or beit: mae and beit tie at 50.0 % of 200 test images right with a linear probe, "
+        "mae on its cls features after 20 minutes of training and beit on its cls features after "
+        "20 minutes, 10 of them for the tokenizer, of training. That is +20.0 points ["
+    )
+    assert "over supervised, the next; " in said
+    assert "First come by k-NN, supervised and beit, which tie." in said
+    assert found["beats"][0]["text"].startswith("mae ties with beit [")
+
+
+def test_a_tie_beside_a_third_that_is_near_and_below_pixels_is_told_as_such():
+    names = ["mae", "beit", "supervised"]
+    answers = [answer_of("mae", 100), answer_of("beit", 100), answer_of("supervised", 99), answer_of("pixels", 20)]
+    said = sentence(winners(answers, names, seed=0), METHODS)
+    assert said.startswith("On these images use mae or beit or supervised, not told apart: mae and beit tie at 50.0 %")
+    low = sentence(winners([*answers[:2], answer_of("pixels", 120)], names, seed=0), METHODS)
+    assert low.startswith("No method is surely better than raw pixels here; mae and beit tie at 50.0 %")
+    assert "the second" not in low
 
 
 def test_the_sentence_names_winners_by_every_protocol_and_who_saw_all_labels():

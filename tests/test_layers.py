@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
-    0: "config schedules randomness",
+    0: "config schedules randomness nearest",
     1: "vit blocks attend positions initialize masks framing views photometry photometry_cpu randaugment "
     "erasing mixing weights",
     2: "data",

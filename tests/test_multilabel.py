@@ -60,7 +60,7 @@ def test_constant_classes_do_no_harm():
     assert mean_precision(scores[:, :2], labels) > 0.95
 
 
-def test_rows_of_labels_are_judged_by_mean_average_precision():
+def test_rows_of_labels_are_judged_by_mean_average_precision(tmp_path):
     parts = []
     for count, seed in ((90, 0), (45, 1)):
         part = Stripes(count, seed, None)
@@ -78,6 +78,8 @@ def test_rows_of_labels_are_judged_by_mean_average_precision():
         assess(models(), ["knn"], *parts)
     with pytest.raises(ValueError, match="knn and linear of the last layer"):
         assess(models(), ["attentive"], parts[0], parts[0])
+    with pytest.raises(ValueError, match="one class an image, not several labels"):
+        assess(models()[:1], ["linear"], parts[0], parts[0], save=tmp_path / "kept")
 
 
 def test_the_command_prints_mean_average_precision(tmp_path):

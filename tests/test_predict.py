@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cli_toys import SHORT, pictures, unmask
@@ -12,6 +13,7 @@ from test_evaluate import MEAN, STD, sets, vit
 from unmask.data.sources import open_source
 from unmask.evaluate import EvalModel, LinearProbe, evaluate, extract
 from unmask.evaluate.classifier import Classifier, linear_classifier, read_classifier, write_classifier
+from unmask.evaluate.finetune import Relabelled
 from unmask.export.processor import processor
 from unmask.export.subject import of_classifier
 from unmask.framing import Frame
@@ -98,6 +100,33 @@ def test_save_keeps_one_classifier_only(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flattered", ["cls", "mean"])
+def test_the_kept_pooling_is_chosen_without_the_test_images(flattered, tmp_path):
+    """Test labels are made such that one pooling, then the other, is right about every test image."""
+    given, (train, asked) = model(), sets(120, 60)
+    train.labels[::4] = (train.labels[::4] + 1) % 3  # wrong, so that the two poolings learn different things
+    known, seen = (
+        extract(given.backbone, s, size=given.size, mean=MEAN, std=STD, workers=0).values for s in (train, asked)
+    )
+    fitted = {pool: LinearProbe().fit(known[pool], train.labels) for pool in ("cls", "mean")}
+    test = Relabelled(asked, fitted[flattered].predict(seen[flattered]).numpy(), NAMES)
+    rows = {row["features"]: row for row in evaluate([given], ["linear"], train, test, save=tmp_path)}
+    assert rows[flattered]["top1"] == 1 > rows["mean" if flattered == "cls" else "cls"]["top1"]
+    kept = min(fitted, key=lambda pool: fitted[pool].loss)
+    about = read_classifier(tmp_path).about
+    assert about["features"] == kept
+    assert about["top1"] == rows[kept]["top1"]
+
+
+def test_a_choice_among_poolings_needs_training_images_to_hold_out(tmp_path):
+    train, test = sets(4, 6)  # one class has two images, the others one
+    with pytest.raises(ValueError, match="a class has one image only: give --pool cls"):
+        evaluate([model()], ["linear"], train, test, save=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    evaluate([model()], ["linear"], train, test, pools=("cls",), save=tmp_path / "kept")
+    assert read_classifier(tmp_path / "kept").about["features"] == "cls"
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp("data") / "photos", 24, classes="abc")
@@ -129,6 +158,28 @@ def test_a_run_with_labels_predicts_and_lists_what_it_cannot_read(run, tmp_path)
     assert "skipped broken.png" in said.err
 
 
+def test_the_ending_of_out_says_how_the_table_is_written(run, photos, tmp_path):
+    tables = {}
+    for ending in ("csv", "parquet", "jsonl"):
+        file = tmp_path / f"p.{ending}"
+        assert unmask("predict", run, photos, "--out", file, "--workers", "0", "--top", "2").code == 0
+        tables[ending] = file
+    rows = pq.read_table(tables["parquet"]).to_pylist()
+    assert list(rows[0]) == ["key", "class", "probability", "class_2", "probability_2"]
+    assert [json.loads(line) for line in tables["jsonl"].read_text().splitlines()] == rows
+    shown = [{n: f"{v:.6f}" if isinstance(v, float) else v for n, v in row.items()} for row in rows]
+    assert list(csv.DictReader(tables["csv"].read_text().splitlines())) == shown
+
+
+@pytest.mark.parametrize(("name", "why"), [("p.xlsx", "ends with .xlsx"), ("p", "has no ending"), ("", "is a folder")])
+def test_a_file_that_is_no_table_is_refused_before_the_model_is_opened(name, why, tmp_path):
+    out = tmp_path / name
+    said = unmask("predict", tmp_path / "no-model", tmp_path / "no-images", "--out", out)
+    assert said.code == 2
+    assert f"--out {out} {why}" in said.line and ".csv" in said.line
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluate_saves_a_probe_that_predict_and_evaluate_use(run, photos, tmp_path):
     kept = tmp_path / "kept"
     words = ("--train", photos, "--test", photos, "--workers", "0")
@@ -138,9 +189,11 @@ def test_evaluate_saves_a_probe_that_predict_and_evaluate_use(run, photos, tmp_p
     rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
     assert rows[0] == ["key", "class", "probability"]
     right = np.mean([key.split("/")[0] == name for key, name, _ in rows[1:]])
-    best = max(row["top1"] for row in said.json["results"])
-    assert right == pytest.approx(best)  # tested on the images that it learned from
-    assert read_classifier(kept).about["top1"] == best
+    about = read_classifier(kept).about
+    (row,) = [row for row in said.json["results"] if row["features"] == about["features"]]
+    assert right == pytest.approx(row["top1"])  # tested on the images that it learned from
+    assert about["top1"] == row["top1"]
+    assert "chosen on held-out training images (log-loss: cls " in said.err
     assert unmask("evaluate", kept, "knn", *words, "--k", "3").code == 0
     assert unmask("export", kept, "--format", "safetensors", "--out", tmp_path / "out").code == 0
     truth, said = (

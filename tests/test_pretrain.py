@@ -1,12 +1,16 @@
 """`unmask pretrain`: what it reports, how it goes on, and what it measures."""
 
 import json
+import shutil
 
 import pytest
 import toys
 from cli_toys import SHORT, pictures, unmask
 
+from unmask.analyses import own_images
 from unmask.data.sources import measure_mean_std, open_source
+from unmask.evaluate.shots import Shots
+from unmask.models import assess
 from unmask.run import Run
 
 KEYS = {"verb", "ok", "version", "seed", "seconds", "run", "step", "steps", "resumed_from", "loss", "figures"}
@@ -186,6 +190,44 @@ def test_a_budget_of_work_becomes_steps(budget, steps, photos, tmp_path):
     assert said.json["steps"] == steps
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["budget"], config["steps"], config["epochs"]) == (budget, steps, None)
+
+
+def test_shots_trains_on_the_images_that_evaluate_draws(photos, tmp_path):
+    """60 images of three classes: 10% are two of each; for a method with labels and for one without."""
+    whole = open_source(str(photos))
+    drawn = Shots.parse("10%").draw(whole.labels, 3)
+    for recipe in ("supervised-nano", "mae-nano"):
+        words = (recipe, photos, "--out", tmp_path / recipe, *SHORT, "--seed", "3", "--shots", "10%")
+        said = unmask("pretrain", *words)
+        assert said.code == 0 and "--shots 10%: 6 of 60 images" in said.err
+        run = Run(tmp_path / recipe)
+        assert (run.config.data.images, run.config.data.drawn_from) == (6, 60)
+        assert [own_images(run)[i].key for i in range(6)] == [whole[int(i)].key for i in drawn]
+    rows = assess(["pixels"], ["knn"], str(photos), str(photos), shots=("10%",), seeds=1, seed=3, ks=(1,)).answers
+    assert (rows[0].predicted[0] == rows[0].labels)[drawn].all()  # its neighbors are these six
+
+
+def test_a_run_with_shots_continues_with_the_same_images_only(photos, tmp_path):
+    out, data = tmp_path / "run", shutil.copytree(photos, tmp_path / "data")
+    words = ("pretrain", "mae-nano", data, "--out", out, *SHORT)
+    assert unmask(*words, "--shots", "2").code == 0
+    assert unmask(*words, "--shots", "2").json["resumed_from"] == 3
+    assert unmask(*words).json["resumed_from"] == 3  # the run knows
+    said = unmask(*words, "--shots", "3")
+    assert said.code == 1 and "data.shots: '2' -> '3'" in said.line
+    next(data.rglob("*.png")).unlink()
+    said = unmask(*words, "--shots", "2")
+    assert said.code == 1 and "has 59 images and had 60 when" in said.line
+
+
+def test_shots_needs_labels_and_images_enough(photos, tmp_path):
+    words = ("--out", tmp_path / "run", *SHORT)
+    flat = pictures(tmp_path / "flat", 8)
+    assert "has no labels; leave it out" in unmask("pretrain", "mae-nano", flat, *words, "--shots", "2").line
+    assert "class 0 has 20 training images" in unmask("pretrain", "mae-nano", photos, *words, "--shots", "21").line
+    said = unmask("pretrain", "mae-nano", photos, *words, "--shots", "few")
+    assert said.code == 2 and "--shots few: give a part of the labels" in said.line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_budget_of_time_is_measured_once(photos, tmp_path, monkeypatch):

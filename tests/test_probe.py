@@ -42,6 +42,12 @@ def test_the_penalty_is_chosen_without_looking_at_test_images_and_is_strong_for_
     assert top1(LinearProbe().fit(x, y).predict(x), y) > 0.98
 
 
+def test_the_loss_of_held_out_images_tells_better_features_from_worse(digits):
+    x, y, *_ = digits
+    assert LinearProbe().fit(x, y).loss < LinearProbe().fit(x[:, ::2], y).loss < np.log(10)
+    assert LinearProbe().fit(x[:3], np.arange(3)).loss is None  # nothing can be held out
+
+
 @pytest.mark.parametrize("classes", [(4, 9), (0, 3, 7)])
 def test_labels_need_not_be_dense(classes):
     rng = np.random.default_rng(1)

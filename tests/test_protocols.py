@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_evaluate import models, sets
 
-from unmask.evaluate import assess
+from unmask.evaluate import assess, table
 from unmask.evaluate.attentive import AttentivePool, AttentiveProbe
 from unmask.evaluate.crops import RandomCut, single_draw_box
 from unmask.evaluate.heads import EpochCosine, Plan, Rows, fit
@@ -13,6 +13,7 @@ from unmask.evaluate.metrics import top1
 from unmask.evaluate.published import IBOT_RATES, Bank, Inputs, probe
 from unmask.evaluate.shots import Shots
 from unmask.evaluate.store import weights_hash
+from unmask.evaluate.tables import neighbors
 from unmask.randomness import key
 from unmask.schedules import Constant, Progress
 from unmask.vit import ViT, ViTConfig
@@ -152,6 +153,19 @@ def test_all_labels_stand_beside_few_in_one_call():
     alone = assess(models(), ["knn"], *sets(90, 60), **how).rows
     assert [row for row in both if "shots" not in row] == alone
     assert {row.get("shots") for row in both} == {None, "20%"}
+
+
+def test_k_falls_for_the_few_labels_alone_and_the_table_says_so():
+    notes, how = [], {"shots": ("all", "20%"), "seeds": 2, "pools": ("mean",)}
+    rows = assess(models()[:1], ["knn"], *sets(60, 30), ks=(20,), note=notes.append, **how).rows
+    assert [(row.get("shots"), row["k"], row["n_train"]) for row in rows] == [(None, 20, 60), ("20%", 12, 12)]
+    assert notes == ["k-NN on 20% of the labels: k = 12 in place of 20, there are 12 training images only"]
+    assert neighbors(rows) == "k-NN: k 20 on all labels; k 12 on 20% of the labels"
+    assert "k 12 on 20% of the labels" in " ".join(str(table(rows).caption).split())
+    alone = assess(models()[:1], ["knn"], *sets(60, 30), ks=(20,), pools=("mean",)).rows
+    assert rows[0]["top1"] == alone[0]["top1"] and neighbors(alone) == ""
+    with pytest.raises(ValueError, match="--k 20 with 12 training images"):
+        assess(models()[:1], ["knn"], *sets(60, 30), ks=(20,), shots=("20%",))
 
 
 def test_every_frozen_protocol_leaves_the_backbone_as_it_was():

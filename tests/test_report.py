@@ -12,8 +12,11 @@ from PIL import Image
 from report_toys import method, row, write_folder
 
 from unmask.report import write
+from unmask.report.charts import Series, curves
 from unmask.report.comparison import Comparison
+from unmask.report.sections import over_time
 from unmask.report.shot import browser, opened, shoot
+from unmask.report.tables import results
 
 EVIL = "<script>window.hit = 1</script>\"'><img src=x onerror='window.hit = 1'>{{ 7 * 7 }}"
 ASKED = {
@@ -85,9 +88,44 @@ def test_a_section_without_data_is_left_out(tmp_path):
     assert titles == ["What it costs", "How to repeat it"]
 
 
+def test_runs_that_were_evaluated_once_have_no_curve_and_the_page_says_why(tmp_path):
+    """Of k-NN each run has one number, of the linear probe one run has two."""
+    ends = {name: [{"step": 9, "images": 576, "seconds": 18.0, "eval/knn/cls": 0.3, "eval/linear/cls": 0.3}]
+            for name in ("mae", "beit")}  # fmt: skip
+    more = ends | {"mae": [{"step": 4, "images": 256, "seconds": 8.0, "eval/linear/cls": 0.2}, *ends["mae"]]}
+    for logs, drawn in ((ends, 0), (more, 2)):
+        (part,) = over_time(Comparison(tmp_path, {"methods": [method("mae"), method("beit")], "curves": logs}))
+        assert (part["title"], len(part["panels"])) == ("Accuracy", drawn)
+        which = "k-NN" if drawn else "k-NN and linear probe"
+        assert f"No curve by {which}: each run was evaluated once while it trained." in part["caption"]
+    page = write(write_folder(tmp_path, curves=ends)).read_text()
+    assert "No curve by k-NN and linear probe: " in page and "Accuracy" in HEADINGS.findall(page)
+
+
+def test_a_curve_of_one_point_has_axes_from_zero_and_a_mark():
+    """As of teacher and student where one checkpoint was kept."""
+    lines = [
+        Series(who, "#2f5d9b", [500], [value], [value - 0.1], [value + 0.1]) for who, value in (("a", 0.4), ("b", 0.6))
+    ]
+    figure = curves("", lines, x="step", percent=True).figure
+    assert figure.layout.xaxis.range == (0, 1000) and figure.layout.xaxis.tickvals == (500,)
+    low, high = figure.layout.yaxis.range
+    assert low == 0 and 0.7 < high < 1
+    assert sum("markers" in trace.mode for trace in figure.data) == 2
+    below = curves("", [Series("gap", "#2f5d9b", [0], [-0.1])], x="step").figure
+    assert below.layout.xaxis.range == (-1, 1) and below.layout.yaxis.range[1] == 0 > below.layout.yaxis.range[0]
+
+
 def test_the_highest_of_each_column_is_bold(page):
     table = page[page.index("<thead>") : page.index("</table>")]
     assert re.findall(r"<b>(.*?)</b>", table) == ["20.0", "36.0", "36.0"]
+
+
+def test_the_table_says_which_k_voted_with_few_labels(tmp_path, page):
+    few = [row("mae", "knn", 0.3), row("mae", "knn", 0.2, k=12, shots="10%")]
+    caption = results(Comparison(tmp_path, {"methods": [method("mae")], "rows": few}))["caption"]
+    assert caption.endswith("k-NN: k 20 on all labels; k 12 on 10% of the labels.")
+    assert "k-NN: k" not in page
 
 
 def test_a_tokenizers_time_is_shown_beside_its_methods(page):

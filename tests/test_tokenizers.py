@@ -305,3 +305,11 @@ def test_collapse_is_told_of_few_codes_and_of_few_cells():
     assert diagnose(good | {"usage": 60 / 8192}, 8192, cells=64) == []
     assert "collapsed" in diagnose(good | {"usage": 1 / 8192}, 8192, cells=64)[0]
     assert "collapsed" in diagnose(good | {"usage": 60 / 8192}, 8192)[0]
+
+
+def test_a_misspelt_tokenizer_gets_the_nearest_name(codec, tmp_path):
+    tokenizers.save(codec, tmp_path / "visual.safetensors")
+    with pytest.raises(
+        ValueError, match=r"no tokenizer at .*visul\.safetensors: did you mean .*/visual\.safetensors\?"
+    ):
+        tokenizers.load(tmp_path / "visul.safetensors")

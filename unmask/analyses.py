@@ -7,6 +7,7 @@ import torch
 from .analyze import ANALYSES, analyze
 from .analyze.subject import Ask
 from .data.sources import Source, holdout_split, open_source
+from .evaluate.shots import few
 from .models import open_subjects
 from .run import Run
 
@@ -64,7 +65,9 @@ def own_images(run: Run) -> Source:
     """
     data = run.config.data
     try:
-        source = open_source(data.train, data.labels)
+        source = few(open_source(data.train, data.labels), data.shots, run.config.seed)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; {run.path} was trained on it: give the images with --train DATA") from None
+        raise FileNotFoundError(
+            f"{error}; {run.path} was trained on it: give the images as DATA, for an analysis with --train DATA"
+        ) from None
     return holdout_split(source)[0] if data.holdout else source

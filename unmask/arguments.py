@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 import typing
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from .config import RunConfig, UsageError
+from .nearest import nearest
 
 
 def parse(kind: type, arguments: Sequence[str], verb: str, about: str = "", *, unknown: bool = False) -> Any:
@@ -52,6 +52,8 @@ def _one_line(command: str) -> Iterator[None]:
         lines = lines[1:] if lines and not lines[0] else lines
         problem = " ".join(lines[: lines.index("")] if "" in lines else lines)
         near = next((line.split()[0] for line in lines if line.startswith("-") and "meant" in said.getvalue()), "")
+        if choice := re.match(r"invalid choice '(.*?)' for argument '.*?'\. Expected one of \((.*)\)", problem):
+            near = nearest(choice[1], [each.strip(" '") for each in choice[2].split(",")])
         cure = f"did you mean {near}?" if near else f"{command} --help lists the options"
         raise UsageError(f"{problem.rstrip('.')}; {cure}") from None
 
@@ -63,6 +65,6 @@ def check_names(rest: Sequence[str], verb: type) -> None:
     for word in rest:
         name = word.partition("=")[0].removeprefix("--").replace("_", "-")
         if word.startswith("--") and "." not in name and name not in fields:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            cure = f"did you mean --{near[0]}?" if near else "unmask pretrain --help lists the options"
+            near = nearest(name, sorted(known))
+            cure = f"did you mean --{near}?" if near else "unmask pretrain --help lists the options"
             raise UsageError(f"no option --{name}; {cure}")

@@ -5,7 +5,6 @@ goes to standard error. Exit codes: 0 done, 1 failed, 2 usage, 75 stopped by a s
 a second Ctrl-C.
 """
 
-import difflib
 import errno
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .config import UsageError
+from .nearest import unknown
 from .verbs import VERBS, about
 from .verbs import run as run_verb
 from .verbs.common import Result
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code, message = 0, ""
     try:
         if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            raise UsageError(f"no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else f"{', '.join(VERBS)}"))
+            raise UsageError(unknown("verb", verb, VERBS))
         report |= run_verb(verb, rest)
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted; the last complete checkpoint is intact"

@@ -59,6 +59,10 @@ class DataConfig:
     """images to train on: folder, tar or parquet (or a glob), hf:NAME, demo:train"""
     images: int = 0
     """how many there were when the run began, held-out ones included; they must still be there"""
+    shots: str | None = None
+    """train on few of them, as evaluate --shots draws them: 1%, 10% or 5 (a class); None: on all"""
+    drawn_from: int = 0
+    """with shots: how many images there were to draw from; they must still be there"""
     test: str | None = None
     """images for --eval-every; None: a tenth of the labelled training images is held out"""
     holdout: bool = False

@@ -62,7 +62,7 @@ class Rows:
 
 def write_part(rows: Rows, file: Path) -> None:
     """Write a part, whole or not at all."""
-    with _whole(file) as partial:
+    with whole(file) as partial:
         pq.write_table(rows.table(), partial)
 
 
@@ -87,7 +87,7 @@ def join(parts: Sequence[Path], out: Path, about: dict[str, Any]) -> None:
 
 def _join_parquet(parts: Sequence[Path], out: Path, about: bytes) -> None:
     schema = pq.read_schema(parts[0]).with_metadata({ABOUT: about})
-    with _whole(out) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with whole(out) as partial, pq.ParquetWriter(partial, schema) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part).replace_schema_metadata(schema.metadata))
 
@@ -99,7 +99,7 @@ def _join_npz(parts: Sequence[Path], out: Path, about: bytes) -> None:
     longest = max(
         (len(key) for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()), default=1
     )
-    with _whole(out) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+    with whole(out) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
         for name in names:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 for i, part in enumerate(parts):
@@ -123,7 +123,7 @@ def _array(column: pa.ChunkedArray, longest: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def whole(file: Path) -> Iterator[Path]:
     """A name beside a file, which takes its place when all went well, and is gone otherwise."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.tmp")

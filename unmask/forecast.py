@@ -66,6 +66,11 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
     if colored and (data.channels, world.device.type) == (3, "cpu") and not photometry_cpu.does(3, world.device):
         lines.append("colors are rendered by torch; with OpenCV, pip install 'unmask[fast]', five times faster")
     lines += config.method.traps(length)
+    if data.shots:
+        what = f"{data.shots} of the labels" if "%" in data.shots else f"{data.shots} a class"
+        lines.append(
+            f"--shots {data.shots}: {data.images:,} of {data.drawn_from:,} images, {what}, by seed {config.seed}"
+        )
     if config.data.holdout:
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")
     return lines

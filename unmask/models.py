@@ -1,6 +1,5 @@
 """MODEL as it is written on the command line, opened: a backbone and how its images are prepared."""
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from .evaluate import assess as judge
 from .evaluate.classifier import FILE, read_classifier
 from .methods.base import Method
 from .methods.dvae import DVAE
+from .nearest import beside, nearest
 from .positions import pair
 from .randomness import fold
 from .recipes import Facts, find, fitting_size
@@ -268,12 +268,20 @@ def parse_run(spec: str, grammar: str = _GRAMMAR) -> tuple[Run, int | None, str]
     """
     found = re.fullmatch(r"(.+?)(?:@(\d+))?(?::(student|teacher))?", spec)
     if found is None or not Path(found.group(1)).is_dir():
-        path = Path(found.group(1) if found else spec)
-        there = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=1)
-        raise FileNotFoundError(f"no model {spec!r}; {f'did you mean {path.parent / near[0]}?' if near else grammar}")
+        near = _meant(spec, Path(found.group(1) if found else spec), grammar == _GRAMMAR)
+        raise FileNotFoundError(f"no model {spec!r}; {f'did you mean {near}?' if near else grammar}")
     step = int(found.group(2)) if found.group(2) else None
     return Run(found.group(1)), step, found.group(3) or ""
+
+
+def _meant(spec: str, path: Path, any_model: bool) -> str:
+    """The MODEL most like one that is not there; empty: none is."""
+    before, colon, after = spec.partition(":")
+    if colon and Path(before.partition("@")[0]).is_dir():
+        return f"{before}:{part}" if (part := nearest(after, ("student", "teacher"))) else before
+    if colon and any_model:
+        return f"{kind}:{after}" if (kind := nearest(before, ("untrained", "timm", "hf"))) else ""
+    return beside(path, folders=True) or (nearest(spec, ("pixels",)) if any_model else "")
 
 
 def vit_of(method: Method, part: str = "") -> ViT:

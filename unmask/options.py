@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .config import RunConfig, parse_interval
+from .evaluate.shots import Shots
 from .forecast import read_budget
 from .stages import with_tokenizer
 
@@ -37,6 +38,8 @@ class Options:
     """BEiT: the tokenizer to predict, a finished dvae run or DALL-E's encoder.pkl (default: trained first)"""
     test: str | None = None
     """labelled images for --eval-every"""
+    shots: str | None = None
+    """train on few labelled images, those that evaluate draws by this seed: 1%, 10% or 5 (a class)"""
     labels: Literal["auto", "folder", "none"] | None = None
     """where labels come from"""
     channels: int | None = None
@@ -66,7 +69,7 @@ def apply(options: Options, config: RunConfig) -> RunConfig:
     lengths = [name for name in ("epochs", "steps", "budget") if name in given]
     if len(lengths) > 1:
         raise ValueError(f"--{lengths[0]} and --{lengths[1]} both say how long to train; give one")
-    data = {name: given.pop(name) for name in ("test", "labels", "channels", "range") if name in given}
+    data = {name: given.pop(name) for name in ("test", "labels", "channels", "range", "shots") if name in given}
     if "from_" in given:
         given["init_from"] = given.pop("from_")
     if "tokenizer" in given:
@@ -109,5 +112,7 @@ def check(config: RunConfig) -> None:
             parse_interval(interval or "1")
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    if config.data.shots is not None:
+        Shots.parse(config.data.shots)
     if config.budget:
         read_budget(config.budget)

@@ -1,6 +1,5 @@
 """`unmask show MODEL WHAT IMAGES`: from a run and some images to a picture."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -10,13 +9,13 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from .analyses import study
+from .analyses import own_images, study
 from .analyze import ANALYSES
 from .analyze.targets import prototypes
 from .borrow import pictured
 from .config import UsageError
 from .data.decode import decode
-from .data.sources import BadImage, Source, holdout_split, open_source
+from .data.sources import BadImage, Source, open_source
 from .data.stream import Stream
 from .framing import center, margin
 from .masks import MaskPolicy
@@ -26,6 +25,7 @@ from .methods.dvae import DVAE
 from .methods.ibot import IBOT
 from .methods.mae import MAE
 from .models import image_size, vit_of
+from .nearest import unknown
 from .positions import pair
 from .randomness import key
 from .run import Run
@@ -82,9 +82,7 @@ def picture(
         ValueError, FileNotFoundError: unknown picture, or one that this model cannot give.
     """
     if what not in {*PICTURES, *ANALYSES}:
-        near = difflib.get_close_matches(what, [*PICTURES, *ANALYSES], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join([*PICTURES, *ANALYSES])}"
-        raise UsageError(f"no picture {what!r}; {hint}")
+        raise UsageError(unknown("picture", what, [*PICTURES, *ANALYSES]))
     if count is not None and count < 1:
         raise UsageError(f"--count {count}: give a positive number")
     sides = None if size is None else pair(size)
@@ -295,11 +293,9 @@ def _patches(asked: Request) -> Path:
 
 
 def _augmentations(asked: Request) -> Path:
-    run, data = asked.run, asked.data
-    source = open_source(data or run.config.data.train, "none")
-    if data is None and run.config.data.holdout:  # the batch that the run began with
-        source, _ = holdout_split(source)
-    return draw_augmentations(run, source, asked.out, asked.images)
+    # without DATA the batch that the run began with
+    source = own_images(asked.run) if asked.data is None else open_source(asked.data, "none")
+    return draw_augmentations(asked.run, source, asked.out, asked.images)
 
 
 def _curves(asked: Request) -> Path:

@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from .checkpoint import write_atomically
+from .config import UsageError
 from .data.record import Source
 from .data.sources import open_source
 from .evaluate import classify
 from .evaluate.classifier import FILE, Classifier, read_classifier
 from .evaluate.features import Report
+from .feature_files import whole
 from .methods.classify import Classify, ClassifyConfig
 from .models import Note, exists, names_run, parse_run, read_weights
 from .run import CLASSES
 from .weights.load import describe
 
+ENDINGS = (".csv", ".parquet", ".jsonl")
+"""of a table's file: what is written into it"""
 TOP = 5
 """classes of a row, at most"""
 
@@ -98,14 +104,18 @@ def predict(
     Args:
         model: as for `open_classifier`, or a classifier.
         images: DATA; unreadable ones are skipped and listed.
-        out: a CSV file to write: key, class, probability, then class_2, probability_2, ... up to `top`;
-            what was skipped goes to the same name with `.bad.txt`, a key and a reason a line.
+        out: FILE.csv, FILE.parquet or FILE.jsonl to write: key, class, probability, then class_2,
+            probability_2, ... up to `top`; what was skipped goes to the same name with `.bad.txt`, a key and a
+            reason a line.
         top: likeliest classes of each image.
         heads, note: as for `open_classifier`.
         device, workers, progress: as for `evaluate`.
     Raises:
+        UsageError: `out` is a folder or ends otherwise; nothing is computed.
         ValueError, OSError: no classifier, no image that can be read; one line with the cure.
     """
+    if out is not None:
+        check_out(Path(out))
     classifier = open_classifier(model, heads, note) if isinstance(model, str) else model
     source = open_source(images, "none") if isinstance(images, str) else images
     said = classify(
@@ -124,21 +134,44 @@ def predict(
 def write(answers: Answers, out: Path) -> None:
     """Write the table, and the list of what was skipped where there is something."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    width = len(answers.classes[0])
-    later = [f"{name}_{i}" for i in range(2, width + 1) for name in ("class", "probability")]
-    table.writerow(["key", "class", "probability", *later])
-    for key, classes, chances in zip(answers.keys, answers.classes, answers.probabilities, strict=True):
-        cells = [cell for name, chance in zip(classes, chances, strict=True) for cell in (name, f"{chance:.6f}")]
-        table.writerow([key, *cells])
-    write_atomically(out, text.getvalue())
+    columns = columns_of(answers)
+    if out.suffix.lower() == ".parquet":
+        with whole(out) as partial:
+            pq.write_table(pa.table(columns), partial)
+    else:
+        text, rows = io.StringIO(), zip(*columns.values(), strict=True)
+        if out.suffix.lower() == ".jsonl":
+            text.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+        else:
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+        write_atomically(out, text.getvalue())
     bad = bad_file(out)
     if answers.skipped:
         lines = (line.replace("\n", " ") for line in answers.skipped)
         write_atomically(bad, "".join(line.replace(": ", "\t", 1) + "\n" for line in lines))
     else:
         bad.unlink(missing_ok=True)
+
+
+def columns_of(answers: Answers) -> dict[str, list]:
+    """The table by column: key, class, probability, then class_2, probability_2, ..."""
+    columns: dict[str, list] = {"key": answers.keys}
+    for i in range(len(answers.classes[0])):
+        place = f"_{i + 1}" if i else ""
+        columns[f"class{place}"] = [row[i] for row in answers.classes]
+        columns[f"probability{place}"] = [row[i] for row in answers.probabilities]
+    return columns
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that no table can be written into, before anything is computed."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; give a file, as in --out {out / 'predictions.csv'}")
+    if out.suffix.lower() not in ENDINGS:
+        named = f"ends with {out.suffix}" if out.suffix else "has no ending"
+        raise UsageError(f"--out {out} {named}, and a table is written as {', '.join(ENDINGS)}; give FILE.csv")
 
 
 def bad_file(out: Path) -> Path:

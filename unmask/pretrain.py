@@ -19,10 +19,11 @@ from .borrow import shaped, start_from
 from .config import RunConfig
 from .console import Console
 from .data.classes import class_names
-from .data.sources import Source, holdout_split, open_source
+from .data.sources import Source, holdout_split, open_source, same_place
 from .data.stream import HostBatch
 from .data.survey import survey
 from .evaluate import EvalModel, LabelFree, Online, classify, renumbered, top1
+from .evaluate.shots import few
 from .forecast import describe, steps_for
 from .methods.base import Batch, Method
 from .methods.beit import BEiT
@@ -265,9 +266,11 @@ def _fresh(
     recipe: str, data: str, options: Options, configure: Configure, out: Path, world: World
 ) -> tuple[RunConfig, Source]:
     make = find(recipe)
-    check(configure(apply(options, make(Facts()))))  # what is misspelt is told before the data are looked at
+    early = configure(apply(options, make(Facts())))
+    check(early)  # what is misspelt is told before the data are looked at
     labels = options.labels or "auto"
-    source = open_source(data, labels)
+    whole = open_source(data, labels)
+    source = few(whole, early.data.shots, early.seed)
     seed, channels = options.seed or 0, options.channels or 3
     classes = len(class_names(source)) if isinstance(make(Facts()).method, ClassifyConfig) else 0
     side, mean, std = survey(source, seed=seed, channels=channels, value_range=options.range)
@@ -281,6 +284,7 @@ def _fresh(
     asked = options.eval_every or (config.eval_every and len(source) >= ENOUGH)
     holdout = bool(asked) and options.test is None and judged
     where = dataclasses.replace(config.data, train=data, images=len(source), labels=labels, holdout=holdout)
+    where = where if source is whole else dataclasses.replace(where, drawn_from=len(whole))
     config = apply(options, dataclasses.replace(config, data=where, out=str(out)))
     wanted = configure(config)
     check_tokenizer(config.method, wanted.method)
@@ -305,15 +309,10 @@ def _continued(
         longer = any(line.startswith(("steps:", "epochs:", "budget:")) for line in changed)
         cure = f"train on with --from {stored.out} and a new --out" if longer else "choose another --out"
         raise ValueError(f"{stored.out} belongs to another configuration; differing: {'; '.join(changed)}; {cure}")
-    source = open_source(stored.data.train, stored.data.labels)
-    if len(source) != stored.data.images:
+    whole = open_source(stored.data.train, stored.data.labels)
+    if len(whole) != (before := stored.data.drawn_from or stored.data.images):
         raise ValueError(
-            f"{data} has {len(source)} images and had {stored.data.images} when {stored.out} began; "
+            f"{data} has {len(whole)} images and had {before} when {stored.out} began; "
             f"bring the same back, or choose another --out"
         )
-    return wanted, source
-
-
-def same_place(a: str, b: str) -> bool:
-    """Whether two DATA are one: `photos` and `photos/`, relative and absolute."""
-    return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))
+    return wanted, few(whole, stored.data.shots, stored.seed)

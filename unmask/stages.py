@@ -64,11 +64,12 @@ def first_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]
             f"or a dvae run of your own"
         )
     passed = ("seed", "epochs", "steps", "channels", "range", "workers", "device", "precision", "save_every")
-    passed += ("test", "eval_every", "compile")
+    passed += ("test", "eval_every", "compile", "shots")
     options = {name: given[name] for name in passed if name in given}
     if "budget" in given:
         options["budget"] = halved(given["budget"])
-    return {"recipe": first, "out": out / "tokenizer", "labels": "none", **options}
+    labels = given.get("labels", "auto") if "shots" in given else "none"  # a draw of each class needs them
+    return {"recipe": first, "out": out / "tokenizer", "labels": labels, **options}
 
 
 def brings_tokenizer(given: dict[str, Any]) -> bool:

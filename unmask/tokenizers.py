@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .config import from_json, to_json
 from .methods.codec import Codec, CodecConfig, build_codec
+from .nearest import beside
 from .weights import dalle, files
 
 FILE = "tokenizer.safetensors"
@@ -94,8 +95,10 @@ def load(path: str | Path) -> Codec:
         names = (FILE, f"tokenizer/{FILE}", "encoder.pkl", "encoder.safetensors", "pytorch_model.bin")
         file = next((given / name for name in names if (given / name).exists()), given)
     if not file.is_file():
+        near = beside(given)
+        hint = f"did you mean {near}? If not, " if near and not given.exists() else ""
         raise ValueError(
-            f"no tokenizer at {given}: give a finished dvae run, {FILE}, OpenAI's encoder.pkl with decoder.pkl "
+            f"no tokenizer at {given}: {hint}give a finished dvae run, {FILE}, OpenAI's encoder.pkl with decoder.pkl "
             f"beside it, or BEiT's pytorch_model.bin"
         )
     contents = files.read(file)

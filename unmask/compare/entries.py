@@ -11,12 +11,12 @@ import torch
 from .. import parallel
 from ..config import DataConfig
 from ..data.fingerprint import fingerprints
-from ..data.sources import Source, open_source
+from ..data.sources import Source, open_source, same_place
 from ..data.survey import survey
 from ..forecast import flops_per_image
 from ..methods.beit import BEiTConfig
 from ..models import parse_run, vit_of
-from ..pretrain import HELD, same_place
+from ..pretrain import HELD
 from ..run import Run
 from ..weights.files import read_json
 from .kinds import Kind, kind_of
@@ -122,8 +122,12 @@ def check_images(entries: Sequence[Entry], data: str, source: Source) -> list[st
         had = entry.run.config.data
         other = f"{entry.spec} was trained on {had.train} ({had.images} images) and DATA is {data} ({len(source)})"
         cure = "give the images that all runs were trained on"
-        if len(source) != had.images:
+        if len(source) != (had.drawn_from or had.images):
             raise ValueError(f"{other}: other images; {cure}")
+        if had.shots:
+            notes.append(
+                f"{entry.spec} was trained on few of the images: --shots {had.shots}, {had.images} of {len(source)}"
+            )
         if same_place(had.train, data):
             continue
         try:
@@ -163,7 +167,7 @@ def described(entry: Entry, out: Path, images: int) -> dict[str, Any]:
         "run": str(run.path.resolve().relative_to(out.resolve()) if inside else run.path.resolve()),
         "step": entry.step,
         "images_seen": entry.images_seen,
-        "epochs": entry.images_seen / images,
+        "epochs": entry.images_seen / (config.data.images if config.data.shots else images),
         "seconds": seconds_of(lines, config.batch),
         "images_per_second": statistics.median(line["img/s"] for line in lines) if lines else None,
         "gflop": _gflop(run, entry.step) + (tokenizer["gflop"] if tokenizer else 0.0),

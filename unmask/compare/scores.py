@@ -14,7 +14,7 @@ from ..checkpoint import write_atomically
 from ..evaluate import Assessment, EvalModel, LabelFree, assess
 from ..evaluate.features import Report
 from ..evaluate.labels import Note, match_labels
-from ..evaluate.shots import ALL, Shots
+from ..evaluate.shots import ALL
 from ..models import open_models, untrained
 from .answer import winners
 from .entries import Entry
@@ -56,14 +56,11 @@ def judge(
     models, names = opened(entries, images, settings.seed, device), [entry.name for entry in entries]
     known = match_labels(images.train, images.test, note)[0]
     known = known[known >= 0]
-    least = min(len(known), len(Shots.parse(FEW).draw(known, settings.seed)))
     common: dict[str, Any] = {
-        "pools": ("cls", "mean"), "ks": (min(NEIGHBORS, least),), "seed": settings.seed,
+        "pools": ("cls", "mean"), "ks": (min(NEIGHBORS, len(known)),), "seed": settings.seed,
         "device": device, "cache": True, "note": note, "progress": progress,
         "workers": -1 if settings.workers is None else settings.workers,
     }  # fmt: skip
-    if least < NEIGHBORS:
-        note(f"k-NN: k {least} in place of {NEIGHBORS}, a tenth of the labels is no more than that")
     frozen: list[Any] = [protocol for protocol in settings.protocols if protocol in FROZEN]
     others: list[Any] = [protocol for protocol in settings.protocols if protocol not in FROZEN]
     parts: list[Assessment] = []

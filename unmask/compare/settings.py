@@ -10,6 +10,7 @@ from typing import Literal
 from ..analyze import ANALYSES
 from ..config import UsageError, parse_interval
 from ..forecast import read_budget
+from ..nearest import unknown
 from ..pictures import PICTURES
 from ..recipes import Facts, find, name_of
 from ..stages import first_stage
@@ -98,7 +99,7 @@ def settled(settings: Settings) -> Settings:
         raise UsageError(f"--out {settings.out} is a file; give a folder")
     for name in settings.skip:
         if name not in {*ANALYSES, *PICTURES}:
-            raise UsageError(f"--skip {name}: there are {', '.join([*ANALYSES, *PICTURES])}")
+            raise UsageError(f"--skip {name}: {unknown('analysis or picture', name, [*ANALYSES, *PICTURES])}")
     if settings.count is not None and settings.count < 8:
         raise UsageError(f"--count {settings.count}: give at least 8 images")
     if settings.going_on < 100:

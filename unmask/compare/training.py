@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ..config import RunConfig
 from ..data.classes import class_names
-from ..data.sources import Source
+from ..data.sources import Source, same_place
 from ..evaluate.labels import Note
 from ..methods.classify import ClassifyConfig
 from ..methods.ibot import IBOTConfig
 from ..options import Options
-from ..pretrain import carry_out, planned, same_place
+from ..pretrain import carry_out, planned
 from ..recipes import Facts, find
 from ..run import Run
 from ..stages import halved

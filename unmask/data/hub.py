@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..nearest import unknown
 from .index import number_words
 from .record import BadImage, Record, label_of, read_range
 
@@ -60,7 +61,7 @@ def _open(place: str):
             table = datasets.load_from_disk(path)
             if isinstance(table, datasets.DatasetDict):
                 if (split or "train") not in table:
-                    raise ValueError(f"no split {split or 'train'!r}; there are {', '.join(map(str, table))}")
+                    raise ValueError(unknown("split", split or "train", map(str, table)))
                 table = table[split or "train"]
         else:
             table = datasets.load_dataset(path, split=split or "train")

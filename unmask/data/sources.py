@@ -1,13 +1,13 @@
 """DATA as it is written on the command line, and what is asked of any source: its tenth, its mean."""
 
 import glob
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
+from ..nearest import beside, nearest
 from ..randomness import shuffled_index
 from .decode import decode
 from .demo import Demo
@@ -17,7 +17,7 @@ from .hub import Hub
 from .record import IMAGE_SUFFIXES, BadImage, Record, Source, Subset
 from .shards import open_parquet, open_tar
 
-__all__ = ["BadImage", "Record", "Source", "Subset", "holdout_split", "measure_mean_std", "open_source"]
+__all__ = ["BadImage", "Record", "Source", "Subset", "holdout_split", "measure_mean_std", "open_source", "same_place"]
 
 _GRAMMAR = (
     "give a folder of images, a .tar shard or a .parquet file (or a quoted glob of them), "
@@ -57,9 +57,9 @@ def _open(spec: str, labels: Literal["auto", "folder", "none"]) -> Source:
         return Folder(str(path), labels=labels)
     files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
     if not files:
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else f"; {_GRAMMAR}"
-        raise FileNotFoundError(f"{spec}: no such file or folder{hint}")
+        near = beside(path) or nearest(spec, ("demo:train", "demo:test"))
+        hint = f"did you mean {near}?" if near else _GRAMMAR
+        raise FileNotFoundError(f"{spec}: no such file or folder; {hint}")
     suffixes = {file.suffix.lower().lstrip(".") for file in files}
     if suffixes == {"tar"}:
         return open_tar(spec, files)
@@ -70,6 +70,11 @@ def _open(spec: str, labels: Literal["auto", "folder", "none"]) -> Source:
     if suffixes & {"gz", "tgz", "bz2", "xz", "zst"}:
         raise ValueError(f"{spec}: compressed; unpack it first, members are read at any place")
     raise ValueError(f"{spec}: {', '.join(sorted(suffixes))} is no kind of data known here; {_GRAMMAR}")
+
+
+def same_place(a: str, b: str) -> bool:
+    """Whether two DATA are one: `photos` and `photos/`, relative and absolute."""
+    return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))
 
 
 def holdout_split(source: Source, known: Int[np.ndarray, "m"] | None = None) -> tuple[Subset, Subset]:

@@ -16,7 +16,7 @@ from .labels import Note
 from .metrics import top1
 from .probe import LinearProbe, held_out_parts
 from .rows import Answer, scored
-from .shots import Shots
+from .shots import ALL, Shots
 from .store import Store
 from .take import EvalModel, Part, Settings, blocks_of, take
 
@@ -93,16 +93,31 @@ def predict(
     return {k: total.argmax(1).cpu().numpy() for k, total in votes.items()}
 
 
-def fitting(ks: Sequence[int] | None, images: int, note: Note) -> tuple[int, ...]:
-    """The numbers of neighbors to report; what was asked for explicitly is never dropped."""
-    wrong = [k for k in ks or () if not 1 <= k <= images]
+def fitting(ks: Sequence[int] | None, images: int) -> tuple[int, ...]:
+    """The numbers of neighbors that so many training images can answer for; all images, where none is so small."""
+    return tuple(k for k in ks or KS if k <= images) or (images,)
+
+
+def check_neighbors(ks: Sequence[int] | None, sizes: dict[str, int], note: Note) -> None:
+    """Say which k too few training images leave out; each number of labels has its own.
+
+    Args:
+        ks: what was asked for; None: `KS`.
+        sizes: training images by the number of labels, as it was asked for: all, 10%, 5.
+        note: told.
+    Raises:
+        ValueError: no number of labels has images enough for a k that was asked for.
+    """
+    most = max(sizes.values())
+    wrong = [k for k in ks or () if not 1 <= k <= most]
     if wrong:
-        raise ValueError(f"--k {wrong[0]} with {images} training images; choose k between 1 and {images}")
-    kept = tuple(k for k in ks or KS if k <= images)
-    if len(kept) < len(ks or KS):
-        dropped = ", ".join(str(k) for k in KS if k > images)
-        note(f"k-NN: k = {dropped} left out, there are {images} training images only")
-    return kept or (images,)
+        raise ValueError(f"--k {wrong[0]} with {most} training images; choose k between 1 and {most}")
+    for shots, images in sizes.items():
+        dropped, kept = ", ".join(str(k) for k in ks or KS if k > images), fitting(ks, images)
+        if dropped:
+            where = "" if shots == ALL else f" on {shots} of the labels" if "%" in shots else f" on {shots} a class"
+            what = f"{images} in place of {dropped}" if kept == (images,) else f"{dropped} left out"
+            note(f"k-NN{where}: k = {what}, there are {images} training images only")
 
 
 class _Judge:
@@ -121,7 +136,7 @@ class _Judge:
     def common(self, protocol, pool, layers, blocks, shots, draws) -> list[Answer]:
         """k-NN or the common linear probe, of the last layer, of every layer, or of the best."""
         candidates: list[str | int] = ["last"] if layers == "last" else [*blocks, "last"]
-        ks = tuple(k for k in self.how.ks if k <= len(draws[0][1])) or (len(draws[0][1]),)
+        ks = fitting(self.how.ks, len(draws[0][1]))
         wanted: dict[int | None, list[str | int]] = dict.fromkeys(ks if protocol == "knn" else (None,), candidates)
         if layers == "best" and len(candidates) > 1:
             wanted = {k: [layer] for k, layer in self._best(protocol, pool, candidates, ks, *draws[0]).items()}

@@ -1,5 +1,6 @@
 """Fine-tuning and `--save` as `evaluate` calls them: one answer, and a classifier that stays."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from ..data.record import Source
 from .classifier import Classifier, linear_classifier, write_classifier
 from .features import Report, extract
 from .finetune import finetune
-from .probe import LinearProbe
+from .labels import Note
+from .probe import LinearProbe, held_out_parts
 from .rows import Answer, scored
 from .shots import Shots
 from .take import EvalModel, Settings
@@ -33,6 +35,26 @@ def check_save(save: Path | None, models: Sequence[EvalModel], protocols: Sequen
         raise ValueError(
             f"--save {save} keeps a linear probe of the last block's cls or mean: give --pool cls or --pool mean, and "
             f"--layers last"
+        )
+
+
+def check_choice(save: Path | None, model: EvalModel, pools: Sequence[str] | None, labels: np.ndarray) -> None:
+    """Refuse to keep the better of several poolings where no training images can be held out to choose by.
+
+    Args:
+        save: the folder; None: nothing is kept.
+        model: whose linear probe.
+        pools: those that were asked for; None: the method's own.
+        labels: of the training images, -1 unknown; or a row of labels each.
+    """
+    if save is None:
+        return
+    if labels.ndim > 1:
+        raise ValueError(f"--save {save} keeps a probe that tells one class an image, not several labels: leave it out")
+    if len(pools or model.pools) > 1 and not held_out_parts(labels[labels >= 0], 0):
+        raise ValueError(
+            f"--save {save} chooses among poolings by held-out training images, and a class has one image only: "
+            f"give --pool cls or --pool mean"
         )
 
 
@@ -84,39 +106,56 @@ def keep_linear(
     model: EvalModel,
     train: Source,
     labels: Int[np.ndarray, "S"],
-    row: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
     folder: Path,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
     workers: int = -1,
     progress: Report | None = None,
+    note: Note | None = None,
 ) -> Classifier:
-    """Fit the linear probe of a row of results once more, and keep it with its backbone.
+    """Fit the linear probes of rows of results once more, and keep one with its backbone.
+
+    Of several poolings that is kept which finds the held-out training images likeliest, by the mean log-loss
+    that chose the strength of its penalty: the test images have no say, so that its score on them is honest.
 
     Args:
         model: the backbone.
         train: training images.
         labels: their classes, -1: left out.
-        row: what `evaluate` said of this probe: its pooling is taken, its scores are kept beside.
+        rows: what `evaluate` said of these probes, one a pooling; the scores of the kept one stay beside it.
         folder: where.
         seed, device, workers, progress: as for `evaluate`.
+        note: told what is kept, and by what it was chosen.
+    Raises:
+        ValueError: no network; another layer or pooling; several poolings and nothing to choose by.
     """
     if model.backbone is None:
         raise ValueError(f"--save keeps a network with its head, and {model.name} has none; give a model")
-    pool = row["features"]
-    if pool not in ("cls", "mean") or row["layer"] != "last":
-        raise ValueError(
-            f"--save keeps a linear probe of the last block's cls or mean, not of {row['layer']} {pool}; "
-            f"give --pool cls or --pool mean, and --layers last"
-        )
+    for row in rows:
+        if row["features"] not in ("cls", "mean") or row["layer"] != "last":
+            raise ValueError(
+                f"--save keeps a linear probe of the last block's cls or mean, not of {row['layer']} "
+                f"{row['features']}; give --pool cls or --pool mean, and --layers last"
+            )
+    pools = [row["features"] for row in rows]
     taken = extract(
         model.backbone, train, size=model.size, mean=model.mean, std=model.std, channels=model.channels,
-        value_range=model.value_range, pools=(pool,), device=device, workers=workers, progress=progress,
+        value_range=model.value_range, pools=pools, device=device, workers=workers, progress=progress,
     )  # fmt: skip
     known = labels[taken.rows]
-    fitted = LinearProbe(seed=seed).fit(taken.values[pool][known >= 0], known[known >= 0])
-    return keep(linear_classifier(model, fitted, pool, names_of(train, labels)), row, folder)
+    check_choice(folder, model, pools, known)  # once more: an image that cannot be read may have been a class' second
+    probe, told = LinearProbe(seed=seed), known >= 0
+    fitted = {pool: probe.fit(taken.values[pool][told], known[told]) for pool in pools}
+    losses = {pool: math.inf if each.loss is None else each.loss for pool, each in fitted.items()}
+    chosen = min(pools, key=lambda pool: losses[pool])  # the first of equals
+    if note:
+        others = ", ".join(f"{pool} {loss:.4f}" for pool, loss in losses.items())
+        why = f", chosen on held-out training images (log-loss: {others})" if len(pools) > 1 else ""
+        note(f"kept in {folder}: the linear probe on {chosen}{why}")
+    row = rows[pools.index(chosen)]
+    return keep(linear_classifier(model, fitted[chosen], chosen, names_of(train, labels)), row, folder)
 
 
 def keep(classifier: Classifier, row: dict[str, Any], folder: Path) -> Classifier:

@@ -66,17 +66,18 @@ class LinearProbe:
             )
         scaler = StandardScaler().fit(x)
         x = np.asarray(scaler.transform(x))
-        model = self._fit(x, y, self._choose(x, y, held_out_parts(y, self.seed)))
+        strength, loss = self._choose(x, y, held_out_parts(y, self.seed))
+        model = self._fit(x, y, strength)
         weight, bias = model.coef_ / scaler.scale_, model.intercept_
         bias = bias - weight @ scaler.mean_
         if len(model.classes_) == 2:  # scikit-learn keeps the second class alone, against 0
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         arrays = (weight.astype(np.float32), bias.astype(np.float32), model.classes_)
-        return FittedLinear(*map(torch.from_numpy, arrays), strength=float(model.C))
+        return FittedLinear(*map(torch.from_numpy, arrays), strength=strength, loss=loss)
 
-    def _choose(self, x: np.ndarray, y: np.ndarray, parts: list[Bool[np.ndarray, "S"]]) -> float:
+    def _choose(self, x: np.ndarray, y: np.ndarray, parts: list[Bool[np.ndarray, "S"]]) -> tuple[float, float | None]:
         if not parts:
-            return self.strengths[len(self.strengths) // 2]
+            return self.strengths[len(self.strengths) // 2], None
         best, strength, models = math.inf, self.strengths[0], [None] * len(parts)
         for c in self.strengths:
             models = [self._fit(x[~held], y[~held], c, model) for held, model in zip(parts, models, strict=True)]
@@ -84,7 +85,7 @@ class LinearProbe:
             if (loss := float(np.mean(losses))) >= best:
                 break  # it falls, then rises; weaker penalties are also the slow ones
             best, strength = loss, c
-        return strength
+        return strength, best
 
     def _loss(self, model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> float:
         chance = model.predict_proba(x).astype(np.float64)
@@ -110,6 +111,8 @@ class FittedLinear:
     """the label that each logit stands for"""
     strength: float
     """the C that was chosen"""
+    loss: float | None
+    """mean log-loss of the held-out training images at that C, in nats; None: none could be held out"""
 
     def logits(self, features: Float[Array, "S D"]) -> Float[Tensor, "S C"]:
         """Return unnormalized log-probabilities, one column for each of `classes`."""

@@ -17,9 +17,9 @@ from ..config import to_json
 from ..data.fingerprint import content_hash, fingerprints, seen_in
 from ..data.record import Source
 from . import dense, multilabel
-from .answers import KS, answer, fitting
+from .answers import KS, answer, check_neighbors, fitting
 from .features import Report
-from .keep import check_save, keep_linear, tuned
+from .keep import check_choice, check_save, keep_linear, tuned
 from .labels import Note, match_labels
 from .metrics import balanced, top1
 from .paired import differences
@@ -65,7 +65,7 @@ def evaluate(
         also probe, augment and its settings.
     Raises:
         ValueError: nothing to compare, no labels, one class, different classes, a k that was asked for
-            exceeds the training images, no readable image, or features that are not finite.
+            exceeds the training images of every number of labels, no readable image, or features that are not finite.
     """
     return assess(models, protocols, train, test, **options).rows
 
@@ -106,7 +106,8 @@ def assess(
         pools: which features: cls, mean, cls+mean; None: each method's own.
         layers: last (after the final norm), best (chosen on held-out training images), all; None: the
             method's own. Blocks are numbered from 1, without the norm; attentive reads the last alone.
-        ks: neighbors; None: 10, 20, 100, 200, without those that exceed the training images.
+        ks: neighbors; None: 10, 20, 100, 200. A number of labels that is too few for some goes without those;
+            where it is for all of them, all its images vote.
         shots: numbers of labels beside which nothing is learned: `1%`, `10%`, `5` (a class), `all`; none: all.
         seeds: draws of these labels.
         probe: the linear probe: common, mae, beit, ibot, or own (the method's).
@@ -121,8 +122,8 @@ def assess(
             (`dense.segment`); labels are not looked at.
         epochs: of fine-tuning, instead of the setting's.
         lr: likewise.
-        save: a folder for the classifier of the one model and the one protocol, linear or finetune; fine-tuning
-            is resumable there.
+        save: a folder for the classifier of the one model and the one protocol, linear or finetune; of a linear
+            probe on several poolings the better one by held-out training images. Fine-tuning is resumable there.
         note: told what a reader of the numbers must know; None: standard error.
         progress: makes the progress callback of a named piece of work.
     Raises:
@@ -142,14 +143,16 @@ def assess(
     many = multilabel.match_rows(train, test)
     truth = many or (None if masks else match_labels(train, test, note))
     ask = multilabel.answer if many else answer
+    if "linear" in protocols and truth is not None:
+        check_choice(save, models[0], how.pools, truth[0])
     if truth is None:
         kept = tuple(ks or KS)  # neighbors among patches
     else:
         known = np.zeros(len(train), np.int64) if many else truth[0][truth[0] >= 0]
-        sizes = [len(each.draw(known, seed)) for each in drawn if each] or [len(known)]
-        for size in sizes if "knn" in protocols else ():
-            fitting(ks, size, note)
-        kept = tuple(k for k in ks or KS if k <= len(known)) or (len(known),)
+        sizes = {each.text if each else ALL: len(each.draw(known, seed) if each else known) for each in drawn}
+        if "knn" in protocols:
+            check_neighbors(ks, sizes, note)
+        kept = fitting(ks, len(known))
     prints = fingerprints(train), fingerprints(test)
     if twice := int(seen_in(prints[1], prints[0]).sum()):
         note(f"warning: {twice} of {len(test)} test images are training images too, byte for byte: too good to be true")
@@ -181,13 +184,10 @@ def assess(
                     ]  # fmt: skip
             rows = [each.row for each in answers]
             if save is not None and truth is not None and "linear" in protocols:
-                best = max((row for row in rows if row["protocol"] == "linear"), key=lambda row: row["top1"])
-                keep_linear(models[0], train, truth[0], best, save, seed=seed, device=device, workers=workers)
-                how_many = sum(row["protocol"] == "linear" for row in rows)
-                chosen = (
-                    ", the better one by the test images: --pool chooses before they are seen" if how_many > 1 else ""
+                probes = [row for row in rows if row["protocol"] == "linear"]
+                keep_linear(
+                    models[0], train, truth[0], probes, save, seed=seed, device=device, workers=workers, note=note
                 )
-                note(f"kept in {save}: the linear probe on {best['features']}{chosen}")
     finally:
         store.close()
     facts = _facts(models, (train, test), data, twice, how)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..config import UsageError
+from ..data.record import Source, Subset
 from ..randomness import key
 
 ALL = "all"
@@ -64,3 +65,21 @@ class Shots:
                 )
             chosen.append(there[:wanted])
         return np.sort(np.concatenate(chosen))
+
+
+def few(source: Source, shots: str | None, seed: int) -> Source:
+    """The images that are learned from with few labels: those that `evaluate` draws from the same DATA, all readable.
+
+    Args:
+        source: all images; the unlabelled ones are left out.
+        shots: 1%, 10% or 5 a class; None: the source as it is.
+        seed: names the draw, as the first of `evaluate --seed`.
+    Raises:
+        ValueError: there are no labels, or a class has fewer images.
+    """
+    if shots is None:
+        return source
+    if source.labels is None:
+        raise ValueError(f"--shots {shots} draws images of each class and {source.name} has no labels; leave it out")
+    known = np.flatnonzero(source.labels >= 0)
+    return Subset(source, known[Shots.parse(shots).draw(source.labels[known], seed)])

@@ -67,6 +67,23 @@ def _long(results: Sequence[Row], title: str | None, majority: Row | None) -> Ta
     return drawn
 
 
+def neighbors(results: Sequence[Row]) -> str:
+    """Which k voted with how many labels, where that differs; else nothing."""
+    found: dict[str | None, dict[int, None]] = {}
+    for row in results:
+        if row["protocol"] == "knn":
+            found.setdefault(row.get("shots"), {})[row["k"]] = None
+    if len({tuple(ks) for ks in found.values()}) < 2:
+        return ""
+    parts = [f"k {', '.join(map(str, ks))} on {_labels(shots)}" for shots, ks in found.items()]
+    return f"k-NN: {'; '.join(parts)}"
+
+
+def _labels(shots: str | None) -> str:
+    """How many labels, in words."""
+    return "all labels" if shots is None else f"{shots} of the labels" if "%" in shots else f"{shots} a class"
+
+
 def difference_table(differences: Sequence[Row]) -> Table:
     """Lay paired differences out, in points of top-1; those whose interval leaves out 0 are bold.
 
@@ -139,4 +156,5 @@ def _caption(results: Sequence[Row], majority: Row | None) -> str | None:
     sizes = " / ".join(dict.fromkeys(f"{row['n_train']:,} to learn from, {row['n_test']:,} to test" for row in results))
     always = f"; always {majority['class']}: {100 * majority['top1']:.1f} %" if majority else ""
     metric = METRICS.get(_metric(results[0]) or "", "top-1")
-    return f"{metric} in percent, [95 % interval over test images]; {sizes} images{always}"
+    votes = f"; {text}" if (text := neighbors(results)) else ""
+    return f"{metric} in percent, [95 % interval over test images]; {sizes} images{always}{votes}"

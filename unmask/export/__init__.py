@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import UsageError
+from ..nearest import unknown
 
 if TYPE_CHECKING:
     from .subject import Subject, Written
@@ -63,7 +64,7 @@ def export(
         ImportError: the format needs an extra that is not installed.
     """
     if format not in FORMATS:
-        raise UsageError(f"no format {format!r}; there are: {', '.join(FORMATS)}")
+        raise UsageError(unknown("format", format, FORMATS))
     if opset is not None and format != "onnx":
         raise UsageError(f"--opset {opset} is for --format onnx; leave it out")
     _check_free(Path(out), overwrite)

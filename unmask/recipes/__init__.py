@@ -6,11 +6,11 @@ recipes look only at the number of channels. Cost is paper arithmetic for one H2
 790 bf16 TFLOP/s: docs/results.md has what was measured.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 
 from ..config import RunConfig, UsageError
+from ..nearest import unknown
 from .beit import (
     beit,
     beit_nano,
@@ -66,15 +66,13 @@ def find(name: str) -> Recipe:
     """Look a recipe up by name.
 
     Raises:
-        UsageError: there is none; names the nearest.
+        UsageError: there is none; names the nearest, and all.
     """
     named = {name_of(recipe): recipe for recipe in RECIPES}
     wanted = name.replace("_", "-")
     if wanted in named:
         return named[wanted]
-    near = difflib.get_close_matches(wanted, named, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(named)}"
-    raise UsageError(f"no recipe {name!r}; {hint}")
+    raise UsageError(unknown("recipe", wanted, named))
 
 
 def card(recipe: Recipe) -> dict[str, str]:

@@ -80,7 +80,8 @@ def curves(
         ticks: places of x that are named.
         height: px.
     """
-    figure = _empty(height)
+    figure, places_seen = _empty(height), {place for each in series for place in each.x}
+    alone = len(places_seen) == 1  # a line of no length: points with bars for their intervals
     for each in series:
         name, places = escape(each.label), list(each.x)
         if len(each.low) and len(each.high):
@@ -92,7 +93,8 @@ def curves(
             around = [place for place, _, _ in points] + [place for place, _, _ in reversed(points)]
             edge = [high for _, _, high in points] + [low for _, low, _ in reversed(points)]
             figure.add_scatter(
-                x=around, y=edge, fill="toself", fillcolor=faint(each.color), line={"width": 0},
+                x=around, y=edge, fill="toself", fillcolor=faint(each.color),
+                line={"width": 2 if alone else 0, "color": faint(each.color, 0.5)},
                 mode="lines", hoverinfo="skip", showlegend=False,
             )  # fmt: skip
         if len(each.cloud):
@@ -102,7 +104,7 @@ def curves(
                 marker={"color": each.color, "size": 4.5, "opacity": 0.4}, showlegend=False,
             )  # fmt: skip
         figure.add_scatter(
-            x=places, y=list(each.y), name=name, mode="lines+markers" if each.symbol else "lines",
+            x=places, y=list(each.y), name=name, mode="lines+markers" if each.symbol or alone else "lines",
             line={"color": each.color, "width": each.width, "dash": each.dash},
             marker={"color": each.color, "size": 7, "symbol": each.symbol or "circle"},
             hovertemplate=f"{name}: %{{y{':.1%' if percent else ':.4g'}}}<extra></extra>",
@@ -121,6 +123,10 @@ def curves(
         figure.update_yaxes(tickformat=".0%")
     if len(ticks):
         figure.update_xaxes(tickmode="array", tickvals=list(ticks), ticktext=[f"{tick:g}" for tick in ticks])
+    if alone and not (log_x or log_y):  # plotly would let the axes run far to both sides of a point
+        (place,) = places_seen
+        figure.update_xaxes(range=sorted((0, 2 * place)) if place else [-1, 1], tickmode="array", tickvals=[place])
+        y_range = y_range or _around_zero(series)
     if y_range is not None:
         figure.update_yaxes(range=list(y_range))
     key = tuple(dict.fromkeys((each.label, each.color, each.dash) for each in series if each.label))
@@ -235,6 +241,14 @@ def faint(color: str, part: float = 0.16) -> str:
     """A color as a band: `#rrggbb` to rgba."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{part})"
+
+
+def _around_zero(series: Sequence[Series]) -> tuple[float, float]:
+    """Ends of an axis that begins at 0 and holds all values with their intervals."""
+    values = [v for each in series for line in (each.y, each.low, each.high) for v in line if v is not None]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    room = 0.15 * (high - low or 1.0)
+    return (low - room if low < 0 else 0.0), (high + room if high > 0 or low == 0 else 0.0)
 
 
 def _empty(height: int) -> go.Figure:

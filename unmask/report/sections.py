@@ -52,13 +52,16 @@ def scores(about: Comparison) -> Part | None:
 def over_time(about: Comparison) -> list[Part]:
     """Accuracy against time and images, and the loss of each method on a chart of its own."""
     logs = {name: lines for name, lines in (about.said.get("curves") or {}).items() if lines}
-    found, parts = [], []
+    found, once, parts = [], [], []
     for protocol, title in (("knn", "k-NN"), ("linear", "linear probe")):
         lines = []
         for name, log in logs.items():
             key = evaluated(log, protocol)
             if key is not None:
                 lines.append((name, [line for line in log if line.get(key) is not None], key))
+        if lines and max(len(judged) for _, judged, _ in lines) == 1:  # points alone, on axes of no length
+            once.append(title)
+            continue
         for axis, unit in (("seconds", "minutes of training"), ("images", "images seen")):
             scale = 60 if axis == "seconds" else 1
             series = [
@@ -69,13 +72,19 @@ def over_time(about: Comparison) -> list[Part]:
             ]  # fmt: skip
             if series:
                 found.append(curves(f"{title}, by {unit}", series, x=unit, percent=True))
+    missing = (
+        f"No curve by {' and '.join(once)}: each run was evaluated once while it trained. The table has the results; "
+        "--eval-every says how often a run is evaluated."
+    )
     if found:
         caption = (
             "As logged while training, with smaller samples than the table's: read the order of the curves, not their "
             "last digit. Each method with its better features; supervised by its own classifier, beside the linear "
             "probes."
         )
-        parts.append({"title": "Accuracy", **chart(found, caption)})
+        parts.append({"title": "Accuracy", **chart(found, f"{caption} {missing}" if once else caption)})
+    elif once:
+        parts.append({"title": "Accuracy", "panels": [], "caption": missing})
     panels = []
     for name, log in logs.items():
         rows = [line for line in log if line.get("loss") is not None and line.get("images") is not None]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..evaluate.tables import NOTICEABLE
+from ..evaluate.tables import NOTICEABLE, neighbors
 from .comparison import Board, Comparison, Row, board_of
 
 WIDE = 90
@@ -45,6 +45,8 @@ def results(about: Comparison) -> dict[str, Any] | None:
     if any(row.get("deviation") is not None for row in about.rows):
         draws = max(len(row.get("seeds") or ()) for row in about.rows)
         caption += f" With few labels: the mean over {draws} draws of them."
+    if votes := neighbors(about.rows):
+        caption += f" {votes}."
     return {"columns": [board.title for board in boards], "groups": groups, "caption": caption}
 
 

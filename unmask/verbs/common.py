@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UsageError
+from ..nearest import unknown
 
 Result = dict[str, Any]
 """what a verb reports with --json"""
@@ -85,6 +86,9 @@ def progress_line(console: Any) -> Iterator[Callable[[str], Callable[[int, int],
 def words(text: str, known: tuple[str, ...], option: str) -> tuple[Any, ...]:
     """Split words with commas between, all of them known."""
     given = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not given or set(given) - set(known):
+    wrong = [word for word in given if word not in known]
+    if wrong:
+        raise UsageError(f"{option} {text}: {unknown('choice', wrong[0], known)}")
+    if not given:
         raise UsageError(f"{option} {text}: give some of {', '.join(known)}, with commas between")
     return given

@@ -1,7 +1,6 @@
 """`unmask evaluate MODEL... PROTOCOL... --train DATA --test DATA`."""
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from .. import __version__
 from ..arguments import parse
 from ..config import UsageError, to_json
+from ..nearest import nearest, unknown
 from .common import Common, Result, progress_line, words
 
 PROTOCOLS = ("knn", "linear", "attentive", "finetune")
@@ -139,13 +139,11 @@ def _divide(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     """Split MODEL... PROTOCOL...: the first word that is a protocol ends the models."""
     first = next((i for i, word in enumerate(words) if word in PROTOCOLS), len(words))
     models, asked = tuple(words[:first]), tuple(dict.fromkeys(words[first:]))
-    unknown = [word for word in asked if word not in PROTOCOLS]
-    if models and not asked and not Path(models[-1]).exists():  # perhaps a protocol, misspelt
-        unknown = [word for word in models[-1:] if difflib.get_close_matches(word, PROTOCOLS)]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], PROTOCOLS, n=1)
-        cure = f"did you mean {near[0]}?" if near else f"there are: {', '.join(PROTOCOLS)}; models come first"
-        raise UsageError(f"no protocol {unknown[0]!r}; {cure}")
+    wrong = [word for word in asked if word not in PROTOCOLS]
+    if models and not asked:  # perhaps one is a protocol, misspelt
+        wrong = [word for word in models if nearest(word, PROTOCOLS) and not Path(word).exists()]
+    if wrong:
+        raise UsageError(f"{unknown('protocol', wrong[0], PROTOCOLS)}; models come first")
     if not models or not asked:
         raise UsageError(f"give models, then protocols ({', '.join(PROTOCOLS)}): unmask evaluate RUN knn linear ...")
     return models, asked

@@ -1,4 +1,4 @@
-"""`unmask predict MODEL IMAGES --out FILE.csv`."""
+"""`unmask predict MODEL IMAGES --out FILE.csv|FILE.parquet|FILE.jsonl`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from ..arguments import parse
 from ..config import UsageError
 from .common import Computing, Result, progress_line
 
-ABOUT = "MODEL IMAGES --out FILE.csv: classes of images, by a saved classifier"
+ABOUT = "MODEL IMAGES --out FILE.csv|FILE.parquet|FILE.jsonl: classes of images, by a saved classifier"
 
 
 def run(arguments: list[str]) -> Result:
@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> Result:
 
     from .. import parallel
     from ..console import Console
-    from ..predict import bad_file, predict
+    from ..predict import bad_file, check_out, predict
 
     @dataclass(frozen=True)
     class Arguments(Computing):
@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> Result:
         images: tyro.conf.Positional[str] = ""
         """a folder, tar or parquet (or a quoted glob), hf:NAME, image files; labels are not needed"""
         out: Path | None = None
-        """the table: key, class, probability, and the next likeliest"""
+        """the table, .csv, .parquet or .jsonl: key, class, probability, and the next likeliest"""
         top: int = 5
         """likeliest classes of each image"""
 
@@ -34,8 +34,7 @@ def run(arguments: list[str]) -> Result:
         raise UsageError("predict needs MODEL, IMAGES and --out FILE.csv")
     if given.top < 1:
         raise UsageError(f"--top {given.top}: give at least 1")
-    if given.out.is_dir():
-        raise UsageError(f"--out {given.out} is a folder; give a file, as in --out {given.out / 'predictions.csv'}")
+    check_out(given.out)
     world = parallel.start(given.device)
     console = Console(world.first)
     with progress_line(console) as progress:
