@@ -34,7 +34,8 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
     found += [Contender(f"official {how}", official.make, (case.name, how, folder)) for how in ("fp32", "bf16")]
     for who in (peers.transformers, peers.lightly):
         found += [Contender(f"{who.__name__} {how}", who, (case.name, how)) for how in ("fp32", "bf16")]
-    return [*found, Contender(FLOOR, floor.make, (case.name,))]
+    floors = [Contender(FLOOR, floor.make, (case.name,)), Contender(f"{FLOOR}, AdamW", floor.make, (case.name, True))]
+    return [*found, *floors]
 
 
 def measure(case: Case, arguments: argparse.Namespace, rounds: int, console: Console) -> list[Row]:

@@ -40,9 +40,9 @@ def run_script(*arguments):
 @pytest.fixture
 def steps(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from steps import cases, floor
+    from steps import cases, floor, ours
 
-    return cases, floor
+    return cases, floor, ours
 
 
 def test_ratios_are_taken_within_a_round_and_then_their_median():
@@ -86,7 +86,7 @@ def test_the_name_of_a_machine_is_a_file_name_without_its_host():
 
 
 def test_the_floor_of_mae_is_the_products_of_its_formula(steps):
-    cases, floor = steps
+    cases, floor, ours = steps
     case = cases.case("mae-nano")
     vit, d = case.method.vit, case.method.decoder_width
     n, kept, pixels = 64, 16, 3 * 8 * 8
@@ -96,7 +96,7 @@ def test_the_floor_of_mae_is_the_products_of_its_formula(steps):
     decoder -= 9 * (1 + kept) * d**2  # the last block's projection and MLP are for hidden patches alone
     scored = 3 * (n - kept) * d * pixels
     macs = 3 * (vit.depth * blocks + decoder) + ends + scored
-    assert floor.flops(floor.written_down(case.name)) == 2 * macs * case.images
+    assert floor.flops(floor.written_down(ours.make(case.name, "bf16"))) == 2 * macs * case.images
 
 
 def test_step_writes_a_line_for_each_row(tmp_path):

@@ -38,17 +38,18 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def written_down(name: str) -> Products:
-    """The products of one of our steps in bf16."""
-    step, products = make_ours(name, "bf16"), Products()
+def written_down(step: Turn) -> Products:
+    """The products of a step."""
+    products = Products()
     with products:
         step()
     return products
 
 
-def make(name: str) -> Turn:
-    """Repeat the products of a case."""
-    seen = written_down(name)
+def make(name: str, optimizer: bool = False) -> Turn:
+    """Repeat the products of a case; and then its optimizer, which reads and writes every weight seven times."""
+    step = make_ours(name, "bf16")
+    seen, adamw = written_down(step), step.args[1]
     memory: dict[tuple, Tensor] = {}
 
     def operand(
@@ -80,7 +81,15 @@ def make(name: str) -> Turn:
     def turn() -> None:
         for function, arguments, more in calls:
             function(*arguments, **more)
+        if optimizer:
+            adamw.step()
 
+    if optimizer:
+        for group in adamw.param_groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+    else:
+        del adamw, step
     return turn
 
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from common import Turn
-
 from unmask import parallel
 from unmask.allocator import keep_memory
 from unmask.config import DataConfig, RunConfig
@@ -17,7 +15,7 @@ from unmask.train import prepare
 from .cases import AT, case
 
 
-def make(name: str, precision: str, compiled: bool = False, tokens: Literal["fp32", "bf16"] = "fp32") -> Turn:
+def make(name: str, precision: str, compiled: bool = False, tokens: Literal["fp32", "bf16"] = "fp32") -> partial:
     """A step of `step.update`; BEiT's tokens are made in a precision of their own."""
     keep_memory()
     given, world = case(name), parallel.start("cpu")

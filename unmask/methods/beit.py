@@ -71,7 +71,7 @@ class BEiTConfig(MethodConfig):
     tokenizer_hash: str = ""
     """fingerprint that its weights must have; empty: any, even fresh ones (tests)"""
     tokenizer_precision: Literal["fp32", "bf16"] = "fp32"
-    """of the products that make tokens, the original's by default; bf16 changes 0.6 to 0.8 % of DALL-E's tokens and
+    """of the products that make tokens, the original's by default; bf16 changes 1 to 2 % of the tokens and
     takes less than two thirds of their time on a CPU, far less on a GPU (docs/decisions/0007)"""
 
     def grids(self) -> tuple[tuple[int, int], ...]:
