@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
     0: "config schedules randomness nearest",
-    1: "vit blocks attend positions initialize masks framing views photometry photometry_cpu randaugment "
+    1: "vit blocks attend positions initialize masks framing views side_by_side photometry photometry_cpu randaugment "
     "erasing mixing weights",
     2: "data",
     3: "methods tokenizers layer_decay",

@@ -3,7 +3,8 @@
 The operations of `photometry.py`, which is the reference and does all the rest: other devices, other numbers of
 channels, machines without OpenCV. Here an image stays in the processor's cache from its first operation to its
 last. Operations on single levels (brightness, contrast, solarize) are tables of 256 entries, and those that follow
-each other become one table. OpenCV uses none of its threads for images as small as crops.
+each other become one table. Several images are on their way at a time; OpenCV uses none of its own threads for
+images as small as crops.
 
 Sources: those of `photometry.py`.
 """
@@ -18,6 +19,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from .photometry import OPERATIONS, box_of
+from .side_by_side import side_by_side
 
 try:
     cv2: Any = import_module("cv2")
@@ -62,8 +64,11 @@ def render(
     for step, where in zip(steps, rows, strict=True):
         for row in where:
             operations[row].append(OPERATIONS[step])
-    for image, names, numbers, place in zip(pixels, operations, factors, normalized.numpy(), strict=True):
+
+    def finish(image: np.ndarray, names: list[str], numbers: np.ndarray, place: np.ndarray) -> None:
         normalize(photometry(image, names, numbers), factor, summand, place)
+
+    side_by_side(finish, pixels, operations, factors, normalized.numpy())
     return normalized
 
 

@@ -126,6 +126,7 @@ CASES = (
     _beit("beit-small", 16, _vit("small"), CodecConfig(), BlockMask(), True),
     _beit("beit-base", 4, _vit("base"), CodecConfig(), BlockMask(), True),
     _beit("beit-small-dalle", 4, _vit("small"), CodecConfig(), BlockMask(), False),
+    _beit("beit-base-dalle", 4, _vit("base"), CodecConfig(), BlockMask(), False),
     _ibot("ibot-small", 4, _vit("small"), (96, 0), {}),
     _ibot("ibot-small-4-locals", 4, _vit("small"), (96, 4), {}),
     _dvae("dvae-64", 32, 64, 8192, 512, 64),

@@ -5,14 +5,14 @@ the softmax; a softmax in the argmax's place, at a temperature, is its relaxatio
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ..side_by_side import side_by_side
 
 
 def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) -> Float[Tensor, "*s"]:
@@ -23,17 +23,12 @@ def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) 
         u.uniform_(generator=generator)
     else:  # a generator is serial: one for each part, the same parts whatever threads there are
         seeds = torch.randint(2**62, (_STREAMS,), generator=generator).tolist()
-        list(_threads().map(_fill, u.view(-1).chunk(_STREAMS), seeds))
+        side_by_side(_fill, u.view(-1).chunk(_STREAMS), seeds)
     return u.log_().neg_().log_().neg_()
 
 
 def _fill(part: Tensor, seed: int) -> None:
     part.uniform_(generator=torch.Generator().manual_seed(seed))
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), "gumbel")
 
 
 _STREAMS = 8
