@@ -25,7 +25,7 @@ from rich.console import Console
 
 FLOOR, FLOOR_OF_DECODED = "decoding alone", "crops alone"
 DECODED = "views-decoded"
-TURNS = {"crop": (128, 32), "views": (16, 4), DECODED: (512, 16)}
+TURNS = {"crop": (512, 32), "views": (128, 16), DECODED: (512, 16)}
 """images of a turn and of a batch"""
 COUNT = 64
 """photographs that are made of each kind"""

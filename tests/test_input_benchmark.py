@@ -101,7 +101,7 @@ def test_torchvision_makes_ten_normalized_views(feeds, folder, monkeypatch, pipe
     files = getattr(feeds.peers, pipeline)(str(folder), feeds.work.Work("views", 4, 2, 1))
     views = files[3]  # the first image again
     assert [tuple(view.shape) for view in views] == SHAPES
-    assert all(view.dtype == torch.float32 and -2.2 < view.min() < view.max() < 2.7 for view in views)
+    assert all(view.dtype == torch.float32 and -2.2 < view.min() < view.max() < 4 for view in views)  # its bicubic overshoots
 
 
 @pytest.mark.filterwarnings(DEPRECATED)
@@ -120,7 +120,7 @@ def test_kornia_makes_ten_normalized_views_of_a_batch(feeds, folder, monkeypatch
     files, after = feeds.peers.kornia(str(folder), feeds.work.Work("views", 4, 2, 1))
     views = after([torch.stack([files[0][0], files[2][0]])])
     assert [tuple(view.shape[1:]) for view in views] == SHAPES
-    assert all(torch.isfinite(view).all() and view.max() < 2.7 for view in views)
+    assert all(torch.isfinite(view).all() and view.max() < 4 for view in views)  # its bicubic overshoots
 
 
 def test_a_stopwatch_counts_calls_and_leaves_what_it_timed_as_it_was(feeds):
