@@ -101,7 +101,9 @@ def test_torchvision_makes_ten_normalized_views(feeds, folder, monkeypatch, pipe
     files = getattr(feeds.peers, pipeline)(str(folder), feeds.work.Work("views", 4, 2, 1))
     views = files[3]  # the first image again
     assert [tuple(view.shape) for view in views] == SHAPES
-    assert all(view.dtype == torch.float32 and -2.2 < view.min() < view.max() < 4 for view in views)  # its bicubic overshoots
+    assert all(
+        view.dtype == torch.float32 and -2.2 < view.min() < view.max() < 4 for view in views
+    )  # its bicubic overshoots
 
 
 @pytest.mark.filterwarnings(DEPRECATED)

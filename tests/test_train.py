@@ -11,16 +11,22 @@ import toys
 from toys import ALONE, TINY, Images, config, same
 
 from unmask import checkpoint
+from unmask.budget import synthetic_batch
+from unmask.config import DataConfig
 from unmask.data.stream import Stream
+from unmask.masks import BlockMask
 from unmask.meter import Diverged
 from unmask.methods.base import Method
+from unmask.methods.ibot import IBOTConfig
 from unmask.methods.mae import MAE, MAEConfig
 from unmask.optim import build_optimizer
 from unmask.run import Run
 from unmask.schedules import Progress
 from unmask.signals import Stopped, StopSignals
 from unmask.step import to_device, update
-from unmask.train import Due, prepare, total_steps
+from unmask.train import Due, compile_blocks, prepare, total_steps
+from unmask.views import View
+from unmask.vit import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +223,29 @@ def test_intervals_come_due_by_steps_and_by_time(monkeypatch):
     assert not due(3)
 
 
+# tests check shapes at every call, and Dynamo looks at what the checks compare, gradients too
+DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+@DYNAMO
+def test_blocks_of_many_kinds_are_all_compiled(monkeypatch):
+    vit = ViTConfig(image_size=16, patch=4, width=16, depth=10, heads=2, pos_resize="factor", drop_path=0.2)
+    views = (View(16, count=2), View(8, count=2))  # another length of sequence, and a teacher without gradients
+    masks = (BlockMask(count=4, smallest=1),) * 2
+    config = IBOTConfig(vit=vit, views=views, masks=masks, prototypes=16, head_width=8, bottleneck=4)
+    method = config.build().train()
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend="eager"))
+    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
+    compile_blocks(method)
+    for images in (2, 3, 4):
+        batch = synthetic_batch(config, DataConfig(), images, torch.device("cpu"))
+        method(batch, Progress(0, 9, 1.0)).loss.backward()
+
+
 @pytest.mark.slow
+@DYNAMO
 def test_compiled_blocks_train(tmp_path):
     run = toys.run(tmp_path, steps=2, compile="on")
     assert run.latest() == 2

@@ -161,8 +161,7 @@ def _train(
         console.say(f"{run.path} is finished: {steps} steps are done; train longer with --from {run.path}")
         return run
     if compiles(config, world, steps - start):
-        for block in method.blocks():
-            block.compile()
+        compile_blocks(method)
 
     stream, upload = stream_of(config, source, world, start, steps), Upload(config, world.device)
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
@@ -285,6 +284,20 @@ def evaluate_networks(method: Method, evaluate: Evaluate | None, world: World) -
         scores |= {f"{score}/{name}" if name else score: value for score, value in found.items()}
     world.wait()
     return scores
+
+
+def compile_blocks(method: Method) -> None:
+    """Compile a method block by block, in place.
+
+    To Dynamo all blocks are one function, of which it keeps few versions: one is needed for each rate of drop path,
+    length of sequence, set of tokens that are read and mode of gradients. Beyond them a block would run uncompiled.
+    """
+    import torch._dynamo as dynamo  # takes seconds
+
+    blocks = method.blocks()
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile()
 
 
 def compiles(config: RunConfig, world: World, steps: int) -> bool:
