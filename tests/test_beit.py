@@ -326,6 +326,25 @@ def test_the_tokenizer_is_frozen_in_eval_mode_without_gradient_outside_autocast(
     assert "tokenizer.weight" not in {n for g in beit.parameter_groups() for n in g.names}
 
 
+def test_targets_are_the_tokens_of_the_hidden_patches_in_fp32_whatever_the_autocast():
+    beit, batch = TINY.build(), real_batch(40)
+    wanted = beit.tokens(batch).flatten()[batch.hidden[0]]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(beit.target(batch), wanted)
+
+
+def test_tokens_can_be_made_in_bf16_which_changes_few_and_only_where_asked():
+    beit, batch = dataclasses.replace(TINY, tokenizer_precision="bf16").build(), real_batch(40)
+    exact = beit.tokens(batch).flatten()[batch.hidden[0]]
+    products = []
+    beit.tokenizer.encoder.input.register_forward_hook(lambda _m, _a, out: products.append(out.dtype))
+    agreed = (beit.target(batch) == exact).float().mean()
+    assert products == [torch.bfloat16]
+    assert agreed > 0.8
+    with pytest.raises(ValueError, match="tokenizer_precision bf16 is for codecs"):
+        given(dataclasses.replace(TINY, tokenizer_precision="bf16"))
+
+
 def test_training_changes_everything_but_the_tokenizer():
     beit = TINY.build()
     optim = OptimConfig(base_lr=1e-3, base_batch=None, schedule="constant", clip=3.0)

@@ -1,5 +1,6 @@
 """The stream: the same batches for any number of workers and any split, and workers that end."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from unmask.data.record import BadImage, Record
 from unmask.data.stream import Samples, Stream
 from unmask.randomness import key, shuffled_index
-from unmask.views import Blur, Jitter, View, crop, plan
+from unmask.views import Blur, Jitter, View, color, crop, plan
 
 
 class Noise:
@@ -79,6 +80,20 @@ def test_a_sample_can_be_drawn_again_alone_from_its_position():
     assert batch.label[6] == index
     assert torch.equal(batch.crops[2][6], crop(image, drawn))
     assert np.array_equal(batch.masks[1][6], half((2, 2), key(3, "mask", 1, position)).ravel())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_colors_that_the_stream_renders_are_those_that_color_renders(workers):
+    pytest.importorskip("cv2", reason="colors are rendered by OpenCV")
+    before = dataclasses.replace(VIEWS[0], jitter_before_crop=True, gray=0.3, solarize=0.3)
+    settings = SETTINGS | {"views": (before, VIEWS[1]), "device_batch": 4, "steps": 4}
+    left, done = (list(Stream(Noise(), **settings, render=r, workers=workers)) for r in (False, True))
+    for step, other in zip(left, done, strict=True):
+        for a, b in zip(step, other, strict=True):
+            assert not any(plans.steps for plans in b.plans)
+            for v in range(3):
+                assert torch.equal(*(color(h.crops[v], h.plans[v], (0.5,) * 3, (0.2,) * 3) for h in (a, b)))
+            assert torch.equal(*(color(h.twins[0], h.plans[0], (0.0,) * 3, (1.0,) * 3) for h in (a, b)))
 
 
 def test_every_epoch_shows_every_image_once_in_another_order():

@@ -3,8 +3,8 @@
 The operations of `photometry.py`, which is the reference and does all the rest: other devices, other numbers of
 channels, machines without OpenCV. Here an image stays in the processor's cache from its first operation to its
 last. Operations on single levels (brightness, contrast, solarize) are tables of 256 entries, and those that follow
-each other become one table. Several images are on their way at a time; OpenCV uses none of its own threads for
-images as small as crops.
+each other become one table. A loader's workers do it, each image by itself; OpenCV uses none of its threads for images
+as small as crops.
 
 Sources: those of `photometry.py`.
 """
@@ -19,7 +19,6 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from .photometry import OPERATIONS, box_of
-from .side_by_side import side_by_side
 
 try:
     cv2: Any = import_module("cv2")
@@ -45,30 +44,33 @@ def render(
     factors: Float32[np.ndarray, "B 6"],
     steps: tuple[int, ...],
     rows: tuple[Int64[np.ndarray, "_"], ...],
-    scale: Float[Tensor, "3 1 1"],
-    shift: Float[Tensor, "3 1 1"],
-) -> Float32[Tensor, "B 3 h w"]:
-    """Apply to each image its steps, in order (see views.PlanBatch), and normalize it.
+) -> UInt8[Tensor, "B 3 h w"]:
+    """Apply to each image its steps, in order (see views.PlanBatch); levels, with channels last in memory.
 
     Args:
         images: stay as they are; best with channels last in memory.
         factors, steps, rows: as for `photometry.photometry`.
-        scale, shift: of each channel.
-    Returns:
-        level * scale + shift, contiguous.
     """
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    factor, summand = scale.flatten().tolist(), shift.flatten().tolist()
-    normalized = torch.empty(images.shape)
     operations: list[list[str]] = [[] for _ in images]
     for step, where in zip(steps, rows, strict=True):
         for row in where:
             operations[row].append(OPERATIONS[step])
+    found = np.empty_like(pixels)
+    for image, names, numbers, place in zip(pixels, operations, factors, found, strict=True):
+        levels = photometry(image, names, numbers)
+        place[:] = levels if levels.ndim == 3 else levels[..., None]
+    return torch.from_numpy(found).permute(0, 3, 1, 2)
 
-    def finish(image: np.ndarray, names: list[str], numbers: np.ndarray, place: np.ndarray) -> None:
-        normalize(photometry(image, names, numbers), factor, summand, place)
 
-    side_by_side(finish, pixels, operations, factors, normalized.numpy())
+def normalize(
+    images: UInt8[Tensor, "B 3 h w"], scale: Float[Tensor, "3 1 1"], shift: Float[Tensor, "3 1 1"]
+) -> Float32[Tensor, "B 3 h w"]:
+    """Level * scale + shift, channel by channel; contiguous."""
+    factors, summands, normalized = scale.flatten().tolist(), shift.flatten().tolist(), torch.empty(images.shape)
+    for image, places in zip(images.permute(0, 2, 3, 1).numpy(), normalized.numpy(), strict=True):
+        for plane, factor, summand, place in zip(cv2.split(image), factors, summands, places, strict=True):
+            cv2.addWeighted(plane, factor, plane, 0.0, summand, dst=place, dtype=cv2.CV_32F)
     return normalized
 
 
@@ -171,12 +173,3 @@ def blur(image: UInt8[np.ndarray, "h w *_"], radius: float) -> UInt8[np.ndarray,
     for _ in range(3):
         image = cv2.sepFilter2D(image, -1, box, box, borderType=cv2.BORDER_REPLICATE)
     return image
-
-
-def normalize(
-    image: UInt8[np.ndarray, "h w *_"], scale: list[float], shift: list[float], out: Float32[np.ndarray, "3 h w"]
-) -> None:
-    """Write level * scale + shift, channel by channel."""
-    planes = cv2.split(image) if image.ndim == 3 else [image] * 3
-    for plane, factor, summand, place in zip(planes, scale, shift, out, strict=True):
-        cv2.addWeighted(plane, factor, plane, 0.0, summand, dst=place, dtype=cv2.CV_32F)

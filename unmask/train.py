@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from . import checkpoint, parallel
+from . import checkpoint, parallel, photometry_cpu
 from .budget import fit_device_batch
 from .config import RunConfig, parse_interval
 from .console import Console
@@ -249,6 +249,7 @@ def stream_of(config: RunConfig, source: Source, world: World, start: int, steps
         workers=config.workers,
         channels=config.data.channels,
         value_range=config.data.range,
+        render=photometry_cpu.does(config.data.channels, world.device),
         pin=world.device.type == "cuda",
     )
 
@@ -294,7 +295,7 @@ def compile_blocks(method: Method) -> None:
     """
     import torch._dynamo as dynamo  # takes seconds
 
-    blocks = method.blocks()
+    blocks = list(method.blocks())
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 4 * len(blocks))
     for block in blocks:
         block.compile()

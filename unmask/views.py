@@ -271,6 +271,14 @@ def stack(plans: list[Plan], mixed: tuple[Mixed, ...] = ()) -> PlanBatch:
     return PlanBatch(factors, tuple(k for k, _ in chosen), tuple(rows for _, rows in chosen), erased, mixed)
 
 
+def render(images: UInt8[Tensor, "B 3 h w"], plans: PlanBatch) -> tuple[UInt8[Tensor, "B 3 h w"], PlanBatch]:
+    """Render the photometric operations by OpenCV, see `photometry_cpu.does`; levels, and what is left to do."""
+    if not plans.steps:
+        return images, plans
+    levels = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows)
+    return levels, plans._replace(steps=(), rows=())
+
+
 def color(
     images: UInt8[Tensor, "B C h w"], plans: PlanBatch, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "B C h w"]:
@@ -285,8 +293,8 @@ def color(
         (x / 255 - mean) / std, fp32, contiguous.
     """
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
-    if plans.steps and photometry_cpu.does(images.shape[1], images.device):
-        normalized = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows, scale, shift)
+    if photometry_cpu.does(images.shape[1], images.device):
+        normalized = photometry_cpu.normalize(render(images, plans)[0], scale, shift)
     else:
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         if plans.steps:

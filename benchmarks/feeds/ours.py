@@ -1,5 +1,6 @@
 """Our input: `Stream` and `color`, called as the training loop calls them; decoding alone, and cropping alone."""
 
+import torch
 from common import Took, Turn
 from torch.utils.data import DataLoader, Dataset
 
@@ -51,6 +52,7 @@ def make(data: str, work: Work, colored: bool) -> Turn:
         device_batch=work.batch,
         steps=work.images // work.batch,
         workers=work.workers,
+        render=colored and photometry_cpu.does(3, torch.device("cpu")),
     )
 
     def turn() -> Took:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..mixing import plan_mixed
 from ..randomness import fold, key, shuffled_index
-from ..views import Plan, PlanBatch, View, crop, divisor, expand, gray_mean, plan, stack, twin
+from ..views import Plan, PlanBatch, View, crop, divisor, expand, gray_mean, plan, render, stack, twin
 from .decode import decode
 from .packed import Packed, Slots, pack, unpack
 from .record import BadImage, Source
@@ -43,7 +43,7 @@ class HostBatch(NamedTuple):
     crops: tuple[UInt8[Tensor, "B C _ _"], ...]
     """one for each view (a view of count n fills n places), channels last in memory"""
     plans: tuple[PlanBatch, ...]
-    """what `views.color` is to do to each"""
+    """what `views.color` is to do to each, and to its twin"""
     twins: tuple[UInt8[Tensor, "B C _ _"], ...]
     """second renderings, of the views that have a twin"""
     masks: tuple[Bool[Tensor, "B _"], ...]
@@ -74,6 +74,7 @@ class Stream:
         start, steps: first optimizer step, and the one after the last.
         workers: processes that read and crop; 0: this one does.
         channels, value_range: as for `decode`.
+        render: render colors here too, by OpenCV, for a device that is a CPU; see `photometry_cpu.does`.
         pin: put batches in page-locked memory, for copying to a GPU without waiting.
     Raises:
         ValueError: the batch does not divide into micro-batches.
@@ -96,6 +97,7 @@ class Stream:
         workers: int = 0,
         channels: int = 3,
         value_range: tuple[float, float] | None = None,
+        render: bool = False,
         pin: bool = False,
     ):
         if batch % (device_batch * world):
@@ -105,7 +107,7 @@ class Stream:
             )
         self.start, self.steps, self.pin = start, steps, pin
         self.micro_batches = batch // (device_batch * world)
-        self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range)
+        self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range, render)
         self.layout = (batch, device_batch, rank, world)
         self.workers = min(workers, self._workers_that_fit(device_batch))
 
@@ -169,9 +171,10 @@ class Samples:
         seed: int,
         channels: int,
         value_range: tuple[float, float] | None,
+        render: bool = False,
     ):
         self.source, self.masks, self.grids = source, masks, grids
-        self.seed, self.channels, self.value_range = seed, channels, value_range
+        self.seed, self.channels, self.value_range, self.render = seed, channels, value_range, render
         self.views = expand(views)
         self.twin_sizes = [view.twin for view in self.views if view.twin is not None]
         if len(masks) != len(grids) or len(masks) > len(self.views):
@@ -231,10 +234,15 @@ class Samples:
             for v, (policy, grid) in enumerate(zip(self.masks, self.grids, strict=True))
         ]
         mixed = [plan_mixed(view.mix, view.shape, self.seed, v, positions) for v, view in enumerate(self.views)]
+        pairs = [(_stack_last(images), stack(p, m)) for images, p, m in zip(crops, plans, mixed, strict=True)]
+        doubles = iter(map(_stack_last, twins))
+        doubled = [(next(doubles), p) for view, (_, p) in zip(self.views, pairs, strict=True) if view.twin is not None]
+        if self.render:
+            pairs, doubled = ([render(*pair) for pair in some] for some in (pairs, doubled))
         return HostBatch(
-            crops=tuple(_stack_last(images) for images in crops),
-            plans=tuple(map(stack, plans, mixed)),
-            twins=tuple(_stack_last(images) for images in twins),
+            crops=tuple(images for images, _ in pairs),
+            plans=tuple(left for _, left in pairs),
+            twins=tuple(images for images, _ in doubled),
             masks=tuple(torch.from_numpy(mask) for mask in masks),
             hidden=tuple(torch.from_numpy(np.flatnonzero(mask)) for mask in masks),
             label=torch.tensor(labels, dtype=torch.int64),
