@@ -267,7 +267,7 @@ def commit() -> str:
     """The commit that is measured, with + where files differ from it."""
 
     def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        found = subprocess.run(["git", *words], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
         return found.stdout.strip()
 
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "unmask") else "")

@@ -29,7 +29,7 @@ from unmask.optim import build_optimizer
 from unmask.parallel import World
 from unmask.recipes import Facts, find
 from unmask.step import update
-from unmask.train import prepare
+from unmask.train import compile_blocks, prepare
 
 PUBLISHED = ("mae-vit-b16-in1k", "mae-vit-l16-in1k", "beit-vit-b16-in1k", "ibot-vit-s16-in1k", "ibot-vit-b16-in1k")
 NANO = ("mae-nano", "beit-nano", "ibot-nano", "dino-nano", "dvae-nano", "supervised-nano")
@@ -45,8 +45,7 @@ def setting(name: str, batch: int, precision: str, compiled: bool, world: World)
     given: Any = {"batch": batch, "device_batch": batch, "precision": precision, "out": "unused", "workers": 0}
     config, method = prepare(dataclasses.replace(config, **given), world)
     if compiled:
-        for block in method.blocks():
-            block.compile()
+        compile_blocks(method)
     return config, method.train()
 
 

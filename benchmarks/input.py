@@ -53,7 +53,9 @@ def contenders(photos: Photos, work: Work) -> list[Contender]:
     ]
 
 
-def measure(case: str, photos: Photos, work: Work, arguments: argparse.Namespace, console: Console) -> list[Row]:
+def measure(
+    case: str, photos: Photos, work: Work, arguments: argparse.Namespace, console: Console, notes: list[str]
+) -> list[Row]:
     """One case with one number of workers: all contenders that are here, in one run."""
     everyone = contenders(photos, work)
     reference = everyone[0].name
@@ -63,6 +65,7 @@ def measure(case: str, photos: Photos, work: Work, arguments: argparse.Namespace
     console.print(table(f"{case}, {photos.about}; {work.images} images a turn, {arguments.rounds} rounds", rows))
     for name, why in left_out.items():
         console.print(f"left out: {name}: {why}", style="dim", highlight=False)
+        notes.append(f"{case}: left out {name}: {why}")
     return rows
 
 
@@ -100,7 +103,7 @@ def main() -> None:
                 images, batch = (8, 2) if arguments.quick else TURNS.get(case, TURNS[policy])
                 work = Work(policy, images * arguments.scale, batch * arguments.scale, w, case == DECODED)
                 name = f"{case}, {w} worker{'s' if w > 1 else ''}"
-                tables[name] = measure(name, photos, work, arguments, console)
+                tables[name] = measure(name, photos, work, arguments, console, notes)
                 if arguments.json:
                     known = {**about, "case": case, "workers": w, "images": work.images, "photos": photos.about}
                     write_json(arguments.json, "input", known, tables[name])

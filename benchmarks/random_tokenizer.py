@@ -15,7 +15,6 @@ fingerprint: whoever trains on with `unmask pretrain` is refused, as the project
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -80,9 +79,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     for name in ("--test", "--eval-every", "--save-every"):
         parser.add_argument(name, help="as for unmask pretrain")
-    if len(sys.argv) == 1:  # `make bench` calls every script without arguments
-        parser.print_help()
-        return
     asked = vars(parser.parse_args())
     data, like = asked.pop("data"), asked.pop("like")
     stand_in = asked["out"].with_name(f"{asked['out'].name}-stand-in")

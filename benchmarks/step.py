@@ -38,7 +38,7 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
     return [*found, *floors]
 
 
-def measure(case: Case, arguments: argparse.Namespace, rounds: int, console: Console) -> list[Row]:
+def measure(case: Case, arguments: argparse.Namespace, rounds: int, console: Console, notes: list[str]) -> list[Row]:
     """One case: all contenders that are here, in one run."""
     folder = str(Path(arguments.official).resolve()) if arguments.official else None
     all_of_them = contenders(case, folder, arguments.compile)
@@ -48,6 +48,7 @@ def measure(case: Case, arguments: argparse.Namespace, rounds: int, console: Con
     console.print(table(f"{case.name}, {case.images} images a step, {rounds} rounds", rows))
     for name, why in left_out.items():
         console.print(f"left out: {name}: {why}", style="dim", highlight=False)
+        notes.append(f"{case.name}: left out {name}: {why}")
     return rows
 
 
@@ -70,13 +71,13 @@ def main() -> None:
         chosen = [cases.case(name) for name in arguments.cases]
     console = Console(width=None if sys.stdout.isatty() else 120)
     about = facts(threads=arguments.threads, rounds=rounds)
-    tables = {}
+    tables, notes = {}, []
     for case in chosen:
-        tables[case.name] = measure(case, arguments, rounds, console)
+        tables[case.name] = measure(case, arguments, rounds, console, notes)
         if arguments.json:
             write_json(arguments.json, "step", {**about, "case": case.name, "images": case.images}, tables[case.name])
     if not arguments.quick:
-        console.print(f"written to {append_results(arguments.results, 'step', about, tables)}", highlight=False)
+        console.print(f"written to {append_results(arguments.results, 'step', about, tables, notes)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -333,6 +333,15 @@ def test_targets_are_the_tokens_of_the_hidden_patches_in_fp32_whatever_the_autoc
         assert torch.equal(beit.target(batch), wanted)
 
 
+def test_registers_shift_no_token_that_is_predicted():
+    vit = dataclasses.replace(TINY.vit, rel_pos="none", registers=2)
+    beit, batch = dataclasses.replace(TINY, vit=vit).build().eval(), real_batch()
+    with torch.no_grad():
+        whole = beit.lm_head(beit.vit(batch.views[0], hidden=batch.masks[0]).patches).flatten(0, 1)
+        wanted = torch.nn.functional.cross_entropy(whole[batch.hidden[0]], beit.target(batch))
+        torch.testing.assert_close(beit(batch, NOW).loss, wanted)
+
+
 def test_tokens_can_be_made_in_bf16_which_changes_few_and_only_where_asked():
     beit, batch = dataclasses.replace(TINY, tokenizer_precision="bf16").build(), real_batch(40)
     exact = beit.tokens(batch).flatten()[batch.hidden[0]]

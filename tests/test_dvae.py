@@ -18,7 +18,7 @@ from unmask.methods.base import Batch, Progress
 from unmask.methods.codec import CodecConfig, DalleCodec, GainBlock, build_codec
 from unmask.methods.dvae import Anneal, DVAEConfig
 from unmask.methods.pixels import logit_laplace, map_pixels, unmap_pixels
-from unmask.methods.relaxation import categorical_kl, gaussian_kl, relax, sample
+from unmask.methods.relaxation import categorical_kl, gaussian_kl, gumbel, relax, sample
 from unmask.optim import build_optimizer
 from unmask.parallel import World
 from unmask.testing.goldens import CASES, ratio, read
@@ -160,6 +160,31 @@ def test_bf16_logits_are_sampled_and_measured_in_fp32():
     assert torch.equal(seen.kl, exact.kl)
     assert torch.equal(seen.mean, exact.mean)
     assert torch.equal(seen.codes, exact.codes.bfloat16())
+
+
+def test_the_gradient_of_bf16_logits_is_that_of_fp32_ones_to_two_hundredths():
+    logits, noise, weight = (
+        torch.randn(50, 512),
+        torch.randn(50, 512),
+        torch.randn(512) + 5,
+    )  # a common offset has no part
+    found, wanted = [], []
+    for dtype, into in ((torch.bfloat16, found), (torch.float32, wanted)):
+        x = logits.bfloat16().to(dtype).requires_grad_()
+        seen = sample(x, 1 / 16, noise)
+        into += torch.autograd.grad((seen.codes.float() * weight).sum() + seen.kl.sum(), x)
+    off = (found[0].float() - wanted[0]).norm() / wanted[0].norm()
+    assert off < 0.02, off
+
+
+def test_what_is_only_looked_at_has_no_gradient():
+    seen = sample(torch.randn(2, 3, 8, requires_grad=True), 1.0)
+    assert (seen.ids.requires_grad, seen.mean.requires_grad) == (False, False)
+
+
+def test_noise_can_be_drawn_in_inference_mode():
+    with torch.inference_mode():
+        assert gumbel(torch.empty(1 << 19)).isfinite().all()
 
 
 def test_straight_through_codes_are_one_hot_with_the_soft_gradient():

@@ -1,4 +1,4 @@
-"""Work on the threads that torch has, for what torch and others do on one."""
+"""Work on the threads that torch has, for what it does on one."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ import torch
 def side_by_side(function: Callable[..., Any], *arguments: Iterable[Any]) -> None:
     """Call a function for each of some arguments, `torch.get_num_threads()` calls at a time.
 
-    It should spend its time where Python's lock is free (torch, OpenCV), and what it gives must not depend on the
+    It should spend its time where Python's lock is free, as in torch, and what it gives must not depend on the
     order of the calls.
     """
     threads = torch.get_num_threads()

@@ -241,8 +241,8 @@ def _inside(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C _ _"]
 def divisor(plans: Sequence[Plan]) -> int:
     """By how much an image may be made smaller before it is cropped: 1, 2, 4 or 8.
 
-    What is left of each box has at least the pixels of its crop, and of its twin, in both directions: antialiased
-    resizing does the rest, and loses nothing that they would show.
+    What is left of each box has at least the pixels of its crop, and of its twin, in both directions, and antialiased
+    resizing does the rest. Boxes move by half a pixel of the smaller image at most.
     """
     sides = [
         (side, max(of_crop, plan.twin or 0) + 1)  # one more, as boxes are rounded to the smaller image's pixels

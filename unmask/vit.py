@@ -309,7 +309,7 @@ class ViT(nn.Module):
         return tuple(maps)
 
 
-def places_of(patches: Int[Tensor, "M"], count: int, prefix: int = 1) -> Int[Tensor, "M"]:
+def places_of(patches: Int[Tensor, "M"], count: int, prefix: int) -> Int[Tensor, "M"]:
     """Flat indices of B*T for patches that are given as flat indices of B*N.
 
     Args:

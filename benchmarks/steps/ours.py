@@ -10,7 +10,7 @@ from unmask.config import DataConfig, RunConfig
 from unmask.methods.beit import BEiTConfig
 from unmask.optim import build_optimizer
 from unmask.step import share_hidden, update
-from unmask.train import prepare
+from unmask.train import compile_blocks, prepare
 
 from .cases import AT, case
 
@@ -37,8 +37,7 @@ def make(name: str, precision: str, compiled: bool = False, tokens: Literal["fp3
     engine = parallel.wrap(method, world, config.parallel)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
     if compiled:
-        for block in method.blocks():
-            block.compile()
+        compile_blocks(method)
     engine.train()
     batches = [given.batch()]
     share_hidden(batches, world)

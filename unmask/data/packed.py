@@ -5,6 +5,7 @@ and maps it page by page.
 """
 
 import mmap
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,8 +51,12 @@ class Slots:
     def lend(self, slot: int, size: int) -> UInt8[Tensor, "_"]:
         """In the parent: what lies in a slot, which is free again when no tensor shares its memory."""
         block = np.frombuffer(self.memory, np.uint8, size, slot * self.size)
-        weakref.finalize(block, self.taken.__setitem__, slot, 0).atexit = False
+        weakref.finalize(block, self._free, slot, os.getpid()).atexit = False
         return torch.from_numpy(block)
+
+    def _free(self, slot: int, parent: int) -> None:
+        if os.getpid() == parent:  # another child that was forked meanwhile drops its copy, not the batch
+            self.taken[slot] = 0
 
     def block(self, slot: int, size: int) -> UInt8[Tensor, "_"]:
         """In the worker that took it: a slot's memory."""

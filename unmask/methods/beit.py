@@ -135,7 +135,7 @@ class BEiT(Method):
         (image,), (mask,), (hidden,) = batch.views, batch.masks, batch.hidden
         self.verify()
         target = self.target(batch)  # [M]
-        places = places_of(hidden, mask.shape[1])
+        places = places_of(hidden, mask.shape[1], 1 + self.config.vit.registers)
         logits = self.lm_head(self.vit.at(image, places, hidden=mask)).float()  # [M K]
         count = max(len(hidden), 1)
         share = batch.shares[0] if batch.shares else 1.0

@@ -149,7 +149,8 @@ class Codec(nn.Module):
             features = self.features(self.map(image.float()))
             if cells is not None:
                 features = features.flatten(0, 1).index_select(0, cells)
-            return self.scores(features).argmax(-1)
+        with torch.autocast(image.device.type, enabled=False):  # of close scores the higher one, not the first
+            return self.scores(features.float()).argmax(-1)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:

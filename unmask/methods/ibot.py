@@ -16,14 +16,13 @@ patch must match what the teacher sees *there*: the teacher is the tokenizer tha
     C  <- m C  + (1 - m)  mean of t_cls                   center             all images of all ranks
     C' <- m' C' + (1 - m') mean of t_patch                patch_center       all patches, hidden or not
 
-What this file does differently: the end of the last block and patch logits are computed for [CLS] and
-hidden patches alone. The second center
-needs all patches of the teacher, but only their mean, which is the logits of the mean direction. The
-order is the original's: centers are used, then updated; the last layer's gradient is dropped after
-clipping; the teacher moves after the optimizer. A temperature warm-up longer than the run, where the
-original crashes, is shortened to it. Not here, as they need more than one readable line: Sinkhorn
-centering (it iterates over all ranks inside the loss) and DINOv2's stratified masks (they look at the
-whole batch; our masks are a function of one sample).
+What this file does differently: the student's last block is finished for [CLS] and hidden patches alone,
+and logits are theirs. The second center needs all patches of the teacher, but only their mean, which is
+the logits of the mean direction. The order is the original's: centers are used, then updated; the last
+layer's gradient is dropped after clipping; the teacher moves after the optimizer. A temperature warm-up
+longer than the run, where the original crashes, is shortened to it. Not here, as they need more than
+one readable line: Sinkhorn centering (it iterates over all ranks inside the loss) and DINOv2's
+stratified masks (they look at the whole batch; our masks are a function of one sample).
 """
 
 import math
@@ -207,9 +206,9 @@ class IBOT(Method):
         mask, hidden, weight = self.hide(batch, at)
 
         vit, prefix = self.student.vit, 1 + self.config.vit.registers
-        patches = places_of(hidden, math.prod(self.config.vit.grid), prefix)
-        seen = vit.at(image, torch.cat([vit.cls_places(image), patches]), hidden=mask)  # masked, for [CLS] as well
-        cls, patches = [seen[: n * b]], seen[n * b :]
+        places = torch.cat([vit.cls_places(image), places_of(hidden, math.prod(self.config.vit.grid), prefix)])
+        tokens = vit.at(image, places, hidden=mask)  # masked, for [CLS] as well
+        cls, patches = [tokens[: n * b]], tokens[n * b :]
         for _, same in groupby(locals_, key=lambda crop: crop.shape):  # crops of one size in one pass
             crops = torch.cat(list(same))
             cls.append(vit.at(crops, vit.cls_places(crops)))

@@ -28,7 +28,8 @@ def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) 
 
 
 def _fill(part: Tensor, seed: int) -> None:
-    part.uniform_(generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode(part.is_inference()):  # a mode of each thread
+        part.uniform_(generator=torch.Generator().manual_seed(seed))
 
 
 _STREAMS = 8
@@ -55,8 +56,8 @@ def sample(
 ) -> Sampled:
     """Sample relaxed codes, and measure how far the posterior is from the prior.
 
-    All that a step needs of the logits, for which 8192 numbers a cell are read once forward and once backward, a
-    few cells at a time: they stay in the processor's cache, and of all that is in between nothing is kept.
+    All that a step needs of the logits, for which 8192 numbers a cell are read once forward and once backward. What
+    is in between is made for a few cells at a time and not kept: in fp32 it would be ten times the logits.
 
     Args:
         logits: of any precision; inside all is fp32.
@@ -79,7 +80,7 @@ def relax(
 
 
 _CACHE_VALUES = 1 << 21
-"""numbers that a CPU works on at a time"""
+"""numbers that a CPU works on at a time, to bound memory; few enough for its cache take longer, as threads must wake"""
 
 
 class _Sample(torch.autograd.Function):
@@ -100,9 +101,10 @@ class _Sample(torch.autograd.Function):
             soft[part] = x.div_(temperature).softmax(-1)
         ctx.save_for_backward(rows, soft, kl)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(ids, total)
+        mean = total / len(rows)
+        ctx.mark_non_differentiable(ids, mean)
         codes = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0) if hard else soft
-        return codes.view(logits.shape), kl.view(shape), ids.view(shape), total / len(rows)
+        return codes.view(logits.shape), kl.view(shape), ids.view(shape), mean
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -113,6 +115,7 @@ class _Sample(torch.autograd.Function):
         found = torch.empty_like(rows)
         for part in _parts(rows):
             y = soft[part].to(kl.dtype)
+            y /= y.sum(-1, keepdim=True)  # of rounded codes it is not quite 1, which a gradient would notice
             of_y = torch.ops.aten._softmax_backward_data(codes[part].to(kl.dtype), y, -1, kl.dtype)
             log_q = rows[part].to(kl.dtype).log_softmax(-1)
             of_q = log_q.exp().mul_(log_q.add_(entropy[part])).mul_(weight[part])

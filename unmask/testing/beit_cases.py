@@ -95,7 +95,7 @@ def forward(case: Case) -> Produced:
     beit = build(case.config, weights)
     batch = batch_of(case.inputs["imgs"], case.inputs["tokens"], case.inputs["bool_masked_pos"])
     result = beit(batch, Progress(0, 1, 1.0))
-    places = places_of(batch.hidden[0], batch.masks[0].shape[1])
+    places = places_of(batch.hidden[0], batch.masks[0].shape[1], 1)
     hidden = beit.vit.at(batch.views[0], places, hidden=batch.masks[0])
     out: Produced = {}
 
