@@ -217,12 +217,34 @@ def compare(timings: Sequence[Timing], reference: str, images: int, floor: str |
 COLUMNS = ("contender", "images/s", "min - max", "ours is faster", "min - max", "of the floor", "MB", "ours of it")
 
 
+LEGEND = (
+    "ours is faster: its time over ours; of the floor: the floor's time over its; ours of it: our peak memory over its"
+)
+QUICK = "--quick is too small to measure anything: it shows that all of it runs"
+
+
+def check_rows(asked: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse a contender that no case has.
+
+    Raises:
+        ValueError: names it, and those there are.
+    """
+    known = list(dict.fromkeys(known))
+    if unknown := [name for name in asked if name not in known]:
+        raise ValueError(f"--rows {unknown[0]!r}: choose from {', '.join(map(repr, known))}")
+
+
+def rate(images_s: float) -> str:
+    """Images a second, to three figures where there are fewer."""
+    return f"{images_s:,.0f}" if images_s >= 100 else f"{images_s:.3g}"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row as people read it."""
     return (
         row.contender,
-        f"{row.images_s:.3g}",
-        f"{row.images_s_min:.3g} - {row.images_s_max:.3g}",
+        rate(row.images_s),
+        f"{rate(row.images_s_min)} - {rate(row.images_s_max)}",
         f"{row.ratio:.2f} x",
         f"{row.ratio_min:.2f} - {row.ratio_max:.2f}",
         "" if row.floor_share is None else f"{row.floor_share:.0%}",
@@ -235,7 +257,7 @@ def table(title: str, rows: Iterable[Row]) -> Any:
     """Rows for the screen: a rich Table."""
     from rich.table import Table
 
-    found = Table(title=title, title_justify="left")
+    found = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left")
     for i, name in enumerate(COLUMNS):
         found.add_column(name, justify="right" if i else "left")
     for row in rows:

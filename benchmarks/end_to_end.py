@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from common import Contender, Row, append_results, compare, facts, race, table, write_json
+from common import QUICK, Contender, Row, append_results, compare, facts, race, table, write_json
 from feeds import loop, photographs
 from feeds.loop import PARTS, Training
 from rich.console import Console
@@ -64,14 +64,17 @@ def main() -> None:
     parser.add_argument("--recipe", help="default mae, under --quick mae-nano")
     parser.add_argument("--steps", type=int, help="of a round; default 60, under --quick 4")
     parser.add_argument("--batch", type=int, help="default 64, under --quick 16")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--save-every", type=int, help="steps; default and under --quick half of the round's")
     parser.add_argument("--eval-every", type=int, help="steps; likewise")
     parser.add_argument("--rounds", type=int, help="default 3, under --quick 1")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each contender")
     parser.add_argument("--quick", action="store_true", help="a few steps: does it all run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each row, and one with the split")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR",
+        help="where tables go, by machine; default: benchmarks/results",
+    )  # fmt: skip
     arguments = parser.parse_args()
     quick = arguments.quick
     rounds = arguments.rounds or (1 if quick else 3)
@@ -103,7 +106,9 @@ def main() -> None:
             lines.write(
                 json.dumps({"benchmark": "end_to_end", **about, "case": training.recipe, "split": splits}) + "\n"
             )
-    if not quick:
+    if quick:
+        console.print(QUICK)
+    else:
         file = append_results(arguments.results, "end to end", about, {case: rows}, said)
         console.print(f"written to {file}", highlight=False)
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import Contender, Row, append_results, compare, facts, race, table, write_json
+from common import QUICK, Contender, Row, append_results, check_rows, compare, facts, race, table, write_json
 from feeds import ours, peers, photographs
 from feeds.photographs import Photos
 from feeds.work import Work
@@ -71,15 +71,23 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="crop-small, -large, views-small, -large, -decoded")
-    parser.add_argument("--workers", nargs="+", type=int, help="default 1 2")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        help="default: crop-small crop-large views-small views-large views-decoded",
+    )
+    parser.add_argument("--workers", nargs="+", type=int, help="processes that read, on as many cores; default 1 2")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="JPEGs of one's own: cases crop-own, views-own")
-    parser.add_argument("--rows", nargs="+", default=[], help="the contenders, by name; ours always")
+    parser.add_argument("--rows", nargs="+", default=[], help="contenders as the table names them; ours always")
     parser.add_argument("--rounds", type=int, help="default 6, under --quick 1")
-    parser.add_argument("--scale", type=int, default=1, help="a turn, and its batches, are so many times larger")
+    parser.add_argument("--scale", type=int, default=1, help="so many times the images a round, and a batch")
     parser.add_argument("--quick", action="store_true", help="a few images: does it all run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each row")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR",
+        help="where tables go, by machine; default: benchmarks/results",
+    )  # fmt: skip
     arguments = parser.parse_args()
     kinds = ["own"] if arguments.data else ["small"] if arguments.quick else list(photographs.KINDS)
     possible = [f"{policy}-{kind}" for policy in ("crop", "views") for kind in kinds]
@@ -87,6 +95,12 @@ def main() -> None:
     cases = arguments.cases or possible
     if unknown := sorted(set(cases) - set(possible)):
         parser.error(f"--cases {' '.join(unknown)}: choose from {' '.join(possible)}")
+    somewhere = Photos("", "", "", "")
+    works = [Work(case.partition("-")[0], 1, 1, 1, case == DECODED) for case in cases]
+    try:
+        check_rows(arguments.rows, (c.name for work in works for c in contenders(somewhere, work)))
+    except ValueError as error:
+        parser.error(str(error))
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 6)
     workers = arguments.workers or ([2] if arguments.quick else [1, 2])
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -107,7 +121,9 @@ def main() -> None:
                 if arguments.json:
                     known = {**about, "case": case, "workers": w, "images": work.images, "photos": photos.about}
                     write_json(arguments.json, "input", known, tables[name])
-    if not arguments.quick:
+    if arguments.quick:
+        console.print(QUICK)
+    else:
         console.print(f"written to {append_results(arguments.results, 'input', about, tables, notes)}", highlight=False)
 
 

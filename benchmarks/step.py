@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import Contender, Row, append_results, compare, facts, race, table, write_json
+from common import QUICK, Contender, Row, append_results, check_rows, compare, facts, race, table, write_json
 from rich.console import Console
 from steps import cases, floor, official, ours, peers
 from steps.cases import Case
@@ -55,20 +55,38 @@ def measure(case: Case, arguments: argparse.Namespace, rounds: int, console: Con
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [case.name for case in (*cases.CASES, *cases.QUICK)]
-    parser.add_argument("--cases", nargs="+", choices=names, metavar="CASE", help=f"default: all of {', '.join(names)}")
-    parser.add_argument("--rows", nargs="+", default=[], help="the contenders, by name; ours in bf16 always")
-    parser.add_argument("--official", metavar="DIR", help="where the official repositories are")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=names,
+        metavar="CASE",
+        help=f"default: {', '.join(case.name for case in cases.CASES)}",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        help='contenders as the table names them: "unmask fp32" floor; ours in bf16 always',
+    )
+    parser.add_argument("--official", metavar="DIR", help="with mae, unilm/beit, DALL-E and ibot in it")
     parser.add_argument("--rounds", type=int, help="default 6, under --quick 3")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each contender")
     parser.add_argument("--compile", action="store_true", help="ours with compiled blocks, too; a minute more each")
     parser.add_argument("--quick", action="store_true", help="sizes of seconds: does it all run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each row")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR",
+        help="where tables go, by machine; default: benchmarks/results",
+    )  # fmt: skip
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 6)
     chosen = cases.QUICK if arguments.quick else cases.CASES
     if arguments.cases:
         chosen = [cases.case(name) for name in arguments.cases]
+    try:
+        check_rows(arguments.rows, (c.name for case in chosen for c in contenders(case, None, arguments.compile)))
+    except ValueError as error:
+        parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 120)
     about = facts(threads=arguments.threads, rounds=rounds)
     tables, notes = {}, []
@@ -76,7 +94,9 @@ def main() -> None:
         tables[case.name] = measure(case, arguments, rounds, console, notes)
         if arguments.json:
             write_json(arguments.json, "step", {**about, "case": case.name, "images": case.images}, tables[case.name])
-    if not arguments.quick:
+    if arguments.quick:
+        console.print(QUICK)
+    else:
         console.print(f"written to {append_results(arguments.results, 'step', about, tables, notes)}", highlight=False)
 
 

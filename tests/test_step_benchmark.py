@@ -52,6 +52,12 @@ def test_ratios_are_taken_within_a_round_and_then_their_median():
     assert rows[0].floor_share == 0.5 and rows[0].images_s == 4.0 and rows[1].memory_ratio == 0.5
 
 
+def test_a_contender_that_is_not_there_is_refused():
+    common.check_rows(["floor"], ["ours", "floor"])
+    with pytest.raises(ValueError, match="--rows 'flor': choose from 'ours', 'floor'"):
+        common.check_rows(["flor"], ["ours", "floor", "floor"])
+
+
 def test_contenders_take_turns_and_who_is_absent_says_why():
     contenders = [
         Contender("quick", sleeping, (0.0,)),
