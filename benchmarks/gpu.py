@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from unmask import parallel
 from unmask.budget import synthetic_batch
+from unmask.compilation import compile_blocks
 from unmask.config import RunConfig
 from unmask.flops import flops_of_image
 from unmask.methods.base import Batch, Method, Progress
@@ -29,7 +30,7 @@ from unmask.optim import build_optimizer
 from unmask.parallel import World
 from unmask.recipes import Facts, find
 from unmask.step import update
-from unmask.train import compile_blocks, prepare
+from unmask.train import prepare
 
 PUBLISHED = ("mae-vit-b16-in1k", "mae-vit-l16-in1k", "beit-vit-b16-in1k", "ibot-vit-s16-in1k", "ibot-vit-b16-in1k")
 NANO = ("mae-nano", "beit-nano", "ibot-nano", "dino-nano", "dvae-nano", "supervised-nano")

@@ -12,7 +12,7 @@ LAYERS = {
     "erasing mixing weights",
     2: "data",
     3: "methods tokenizers layer_decay",
-    4: "run checkpoint parallel rendezvous flops optim budget console meter signals recompute allocator",
+    4: "run checkpoint parallel rendezvous flops optim budget console meter signals recompute compilation allocator",
     5: "train step",
     6: "evaluate show analyze report",
     7: "cli arguments verbs recipes pretrain options stages demo models pictures analyses forecast compare predict "

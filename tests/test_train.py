@@ -12,6 +12,7 @@ from toys import ALONE, TINY, Images, config, same
 
 from unmask import checkpoint
 from unmask.budget import synthetic_batch
+from unmask.compilation import compile_blocks
 from unmask.config import DataConfig
 from unmask.data.stream import Stream
 from unmask.masks import BlockMask
@@ -24,7 +25,7 @@ from unmask.run import Run
 from unmask.schedules import Progress
 from unmask.signals import Stopped, StopSignals
 from unmask.step import to_device, update
-from unmask.train import Due, compile_blocks, prepare, total_steps
+from unmask.train import Due, prepare, total_steps
 from unmask.views import View
 from unmask.vit import ViTConfig
 

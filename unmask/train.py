@@ -19,6 +19,7 @@ from torch import nn
 
 from . import checkpoint, parallel, photometry_cpu
 from .budget import fit_device_batch
+from .compilation import compile_blocks, compiles
 from .config import RunConfig, parse_interval
 from .console import Console
 from .data.sources import Source
@@ -35,10 +36,6 @@ from .step import Upload, share_hidden, update
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 FirstBatch = Callable[[Run, Batch, HostBatch], None]
-
-
-COMPILE_PAYS = 1000
-"""optimizer steps from which a minute of compilation is worth it"""
 
 
 def prepare(config: RunConfig, world: World, build: Callable[[], Method] | None = None) -> tuple[RunConfig, Method]:
@@ -285,27 +282,6 @@ def evaluate_networks(method: Method, evaluate: Evaluate | None, world: World) -
         scores |= {f"{score}/{name}" if name else score: value for score, value in found.items()}
     world.wait()
     return scores
-
-
-def compile_blocks(method: Method) -> None:
-    """Compile a method block by block, in place.
-
-    To Dynamo all blocks are one function, of which it keeps few versions: one is needed for each rate of drop path,
-    length of sequence, set of tokens that are read and mode of gradients. Beyond them a block would run uncompiled.
-    """
-    import torch._dynamo as dynamo  # takes seconds
-
-    blocks = list(method.blocks())
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 4 * len(blocks))
-    for block in blocks:
-        block.compile()
-
-
-def compiles(config: RunConfig, world: World, steps: int) -> bool:
-    """Compile when asked; by default on a GPU, for runs that repay it: on a CPU it gains a few percent."""
-    if config.compile != "auto":
-        return config.compile == "on"
-    return world.device.type == "cuda" and steps >= COMPILE_PAYS
 
 
 class Due:

@@ -6,11 +6,12 @@ from typing import Literal
 
 from unmask import parallel
 from unmask.allocator import keep_memory
+from unmask.compilation import compile_blocks
 from unmask.config import DataConfig, RunConfig
 from unmask.methods.beit import BEiTConfig
 from unmask.optim import build_optimizer
 from unmask.step import share_hidden, update
-from unmask.train import compile_blocks, prepare
+from unmask.train import prepare
 
 from .cases import AT, case
 
