@@ -294,7 +294,7 @@ def _fresh(
 def _continued(
     stored: RunConfig, recipe: str, data: str, options: Options, configure: Configure, world: World
 ) -> tuple[RunConfig, Source]:
-    """An existing run decides; what is asked for now may differ only in what does not change results."""
+    """An existing run decides; what is asked may differ from it only in what does not change results."""
     if options.from_ and stored.init_from and options.from_ == stored.init_from.rpartition("@")[0]:
         options = dataclasses.replace(options, from_=stored.init_from)  # its newest step, when the run began
     if options.precision == "auto":
