@@ -29,6 +29,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from unmask import waiting
+
 Turn = Callable[[], object]
 """what is timed: one step, one batch"""
 
@@ -74,7 +76,8 @@ def race(
         timings in the given order, and why the others were left out, by name.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # likewise; as `unmask` does, for all contenders
+    if "OMP_WAIT_POLICY" not in os.environ:  # likewise; as `unmask` does on a quiet machine, for all contenders
+        os.environ.setdefault("GOMP_SPINCOUNT", str(waiting.LOOKS))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     pipes: dict[str, Connection] = {}

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
-    0: "config schedules randomness nearest",
+    0: "config schedules randomness nearest waiting",
     1: "vit blocks attend positions initialize masks framing views side_by_side photometry photometry_cpu randaugment "
     "erasing mixing weights",
     2: "data",

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from . import __version__
+from . import __version__, waiting
 from .config import UsageError
 from .nearest import unknown
 from .verbs import VERBS, about
@@ -27,14 +27,13 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # before torch is loaded: threads that spin at barriers are many times slower beside any other process
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         print(f"unmask {__version__}")
         return 0
+    waiting.settle()  # before torch is loaded
     verb, rest = arguments[0], arguments[1:]
     speaks = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, the first
     begin = time.perf_counter()
