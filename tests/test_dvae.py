@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.config import DataConfig, OptimConfig, RunConfig, from_json, to_json
-from unmask.methods import relaxation
+from unmask.methods import logits as logits_module
 from unmask.methods.base import Batch, Progress
 from unmask.methods.codec import CodecConfig, DalleCodec, GainBlock, build_codec
 from unmask.methods.dvae import Anneal, DVAEConfig
@@ -136,7 +136,7 @@ def test_relaxed_codes_are_soft_by_default_and_follow_the_temperature():
 
 @pytest.mark.parametrize("cells", [1, 3, 40])
 def test_one_pass_over_the_logits_gives_what_four_would(cells, monkeypatch):
-    monkeypatch.setattr(relaxation, "_CACHE_VALUES", 4 * 11)  # four cells at a time
+    monkeypatch.setattr(logits_module, "CACHE_VALUES", 4 * 11)  # four cells at a time
     logits, noise = (
         torch.randn(2, cells, 11, dtype=torch.double, requires_grad=True),
         torch.randn(2, cells, 11).double(),

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -41,6 +40,7 @@ from ..vit import ViT, ViTConfig, places_of
 from .base import Batch, Group, Method, Output, Progress, decay_groups
 from .codec import Codec, CodecConfig, build_codec
 from .codec_health import frequencies
+from .logits import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,14 @@ class BEiT(Method):
         self.verify()
         target = self.target(batch)  # [M]
         places = places_of(hidden, mask.shape[1], 1 + self.config.vit.registers)
-        logits = self.lm_head(self.vit.at(image, places, hidden=mask)).float()  # [M K]
+        logits = self.lm_head(self.vit.at(image, places, hidden=mask))  # [M K]
         count = max(len(hidden), 1)
         share = batch.shares[0] if batch.shares else 1.0
-        loss = F.cross_entropy(logits, target, reduction="sum") / count * share
+        nats, best = cross_entropy(logits, target)
+        loss = nats / count * share
         with torch.no_grad():
             metrics = {
-                "mlm_acc": (logits.argmax(-1) == target).sum() / count * share,
+                "mlm_acc": (best == target).sum() / count * share,
                 # what guessing the micro-batch's most frequent token everywhere would get
                 "constant_acc": frequencies(target, logits.shape[1]).max() * share
                 if len(hidden)
