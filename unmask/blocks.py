@@ -93,8 +93,9 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((width,), value))
 
-    def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
-        return x * self.gamma
+    def forward(self, factor: Float[Tensor, "rows *ones"] | None) -> Float[Tensor, "*rows D"]:
+        """The branch's factor, with what drop path made of it."""
+        return self.gamma if factor is None else factor * self.gamma
 
 
 class DropPath(nn.Module):
@@ -105,19 +106,14 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(
-        self,
-        x: Float[Tensor, "rows *rest"],
-        tokens: Float[Tensor, "B T D"] | None = None,
-        only: Int[Tensor, "rows"] | None = None,
-    ) -> Float[Tensor, "rows *rest"]:
-        """Drop some samples: rows of x, or where those are the tokens at `only`, flat indices of B*T, of `tokens`."""
+        self, tokens: Float[Tensor, "B T D"], only: Int[Tensor, "M"] | None = None
+    ) -> Float[Tensor, "B 1 1"] | Float[Tensor, "M 1"] | None:
+        """The branch's factor for each sample of `tokens`, or for the sample of each token at `only`; None: 1."""
         if self.rate == 0.0 or not self.training:
-            return x
-        keep, samples = 1.0 - self.rate, x if tokens is None else tokens
-        noise = x.new_empty(samples.shape[0]).bernoulli_(keep).div_(keep)
-        if only is not None:
-            noise = noise.index_select(0, only // samples.shape[1])
-        return x * noise.view(-1, *[1] * (x.ndim - 1))
+            return None
+        keep = 1.0 - self.rate
+        factor = tokens.new_empty(tokens.shape[0]).bernoulli_(keep).div_(keep)
+        return factor.view(-1, 1, 1) if only is None else factor.index_select(0, only // tokens.shape[1]).view(-1, 1)
 
 
 class Block(nn.Module):
@@ -162,9 +158,16 @@ class Block(nn.Module):
             only: flat indices of B*T: return these tokens, and make projection and MLP for them alone. For a last
                 block, of which a loss reads some tokens.
         """
-        branch = self.drop_path1(self.ls1(self.drop(self.attn(self.norm1(x), bias, only))), x, only)
-        tokens, x = x, pick(x, only) + branch
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))), tokens, only)
+        factors = self.ls1(self.drop_path1(x, only)), self.ls2(self.drop_path2(x, only))
+        x = add(pick(x, only), self.drop(self.attn(self.norm1(x), bias, only)), factors[0])
+        return add(x, self.mlp(self.norm2(x)), factors[1])
+
+
+def add(
+    x: Float[Tensor, "*rows D"], branch: Float[Tensor, "*rows D"], factor: Float[Tensor, "*_"] | None
+) -> Float[Tensor, "*rows D"]:
+    """X + factor * branch in one pass over memory."""
+    return x + branch if factor is None else torch.addcmul(x, branch, factor)
 
 
 def pick(x: Float[Tensor, "B T D"], only: Int[Tensor, "M"] | None) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:

@@ -33,6 +33,7 @@ from itertools import groupby
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached
 
 from ..config import MethodConfig
 from ..masks import BlockMask, MaskPolicy
@@ -214,9 +215,9 @@ class IBOT(Method):
             cls.append(vit.at(crops, vit.cls_places(crops)))
         z = self.student.head.embed(torch.cat([*cls, patches]))  # [V*B + M, d] all that is predicted
         v = len(batch.views) * b
-        student = self.student.head.cls(z[:v]).unflatten(0, (-1, b)), self.student.head.patches(z[v:])
-
-        teacher, sums = self.teach(image, hidden)
+        with cached():  # prototypes are normalized once for all that meets them
+            student = self.student.head.cls(z[:v]).unflatten(0, (-1, b)), self.student.head.patches(z[v:])
+            teacher, sums = self.teach(image, hidden)
         loss, metrics, seen = self.loss(student, (teacher[0].unflatten(0, (-1, b)), teacher[1]), weight, at)
         if self.config.koleo_weight:
             spread = torch.stack([distill.koleo(view) for view in cls[0].chunk(n)]).sum()

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..blocks import DropPath
+from ..blocks import DropPath, add
 from ..config import OptimConfig
 from ..evaluate.knn import KNN
 from ..masks import BlockMask, ScatterMask
@@ -147,7 +147,8 @@ def utils(case: Case) -> Produced:
         return tensor.copy_((keep + given["droppath_rand"]).floor().flatten())
 
     with mock.patch.object(torch.Tensor, "bernoulli_", fed):
-        out["droppath_out"] = DropPath(config["drop_path"])(given["droppath_x"])
+        x = given["droppath_x"]
+        out["droppath_out"] = add(torch.zeros_like(x), x, DropPath(config["drop_path"])(x))
 
     method = build({**config, "norm_last_layer": config["head"]["norm_last_layer"], "shared_head": config["shared"]})
     ours = {name: group.decay for group in method.parameter_groups() for name in official_names(method, group.names)}
