@@ -20,10 +20,11 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from common import QUICK, Contender, Row, append_results, compare, facts, race, table, write_json
 from feeds import loop, photographs
 from feeds.loop import PARTS, Training
+from race import Contender, race
 from rich.console import Console
+from tables import QUICK, Results, Row, compare, facts, table, write_json
 
 WHOLE, BARE = "unmask pretrain", "the bare step"
 
@@ -109,8 +110,10 @@ def main() -> None:
     if quick:
         console.print(QUICK)
     else:
-        file = append_results(arguments.results, "end to end", about, {case: rows}, said)
-        console.print(f"written to {file}", highlight=False)
+        with Results(arguments.results, "end to end", about) as results:
+            results.add(case, rows)
+            results.notes += said
+        console.print(f"written to {results.file}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import QUICK, Contender, Row, append_results, check_rows, compare, facts, race, table, write_json
 from feeds import ours, peers, photographs
 from feeds.photographs import Photos
 from feeds.work import Work
+from race import Contender, race
 from rich.console import Console
+from tables import QUICK, Results, Row, check_rows, compare, facts, table, write_json
 
 FLOOR, FLOOR_OF_DECODED = "decoding alone", "crops alone"
 DECODED = "views-decoded"
@@ -105,26 +106,24 @@ def main() -> None:
     workers = arguments.workers or ([2] if arguments.quick else [1, 2])
     console = Console(width=None if sys.stdout.isatty() else 120)
     about = facts(rounds=arguments.rounds)
-    tables, notes = {}, []
-    with tempfile.TemporaryDirectory() as scratch:
+    folder = None if arguments.quick else arguments.results
+    with tempfile.TemporaryDirectory() as scratch, Results(folder, "input", about) as results:
         for kind in sorted({case.partition("-")[2] for case in cases}):
             recipe = "small" if kind == "decoded" else kind
             made = photographs.own(arguments.data) if arguments.data else photographs.make(recipe, COUNT)
             photos = photographs.write(made, Path(scratch) / kind)
-            notes.append(f"{kind}: {photos.about}")
+            results.notes.append(f"{kind}: {photos.about}")
             for case, w in [(case, w) for case in cases if case.endswith(f"-{kind}") for w in workers]:
                 policy = case.partition("-")[0]
                 images, batch = (8, 2) if arguments.quick else TURNS.get(case, TURNS[policy])
                 work = Work(policy, images * arguments.scale, batch * arguments.scale, w, case == DECODED)
                 name = f"{case}, {w} worker{'s' if w > 1 else ''}"
-                tables[name] = measure(name, photos, work, arguments, console, notes)
+                rows = measure(name, photos, work, arguments, console, results.notes)
+                results.add(name, rows)
                 if arguments.json:
                     known = {**about, "case": case, "workers": w, "images": work.images, "photos": photos.about}
-                    write_json(arguments.json, "input", known, tables[name])
-    if arguments.quick:
-        console.print(QUICK)
-    else:
-        console.print(f"written to {append_results(arguments.results, 'input', about, tables, notes)}", highlight=False)
+                    write_json(arguments.json, "input", known, rows)
+    console.print(QUICK if arguments.quick else f"written to {results.file}", highlight=False)
 
 
 if __name__ == "__main__":

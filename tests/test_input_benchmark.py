@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import common
-from benchmarks.common import Contender, Row, Took
+from benchmarks import race
+from benchmarks.race import Contender, Took
+from benchmarks.tables import Row
 from unmask.data import open_source
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +74,7 @@ def having_a_child():
 
 def test_a_turn_may_say_which_seconds_count_and_have_children():
     contenders = [Contender("own", seconds_of_its_own), Contender("parent", having_a_child)]
-    timings, _ = common.race(contenders, rounds=1, threads=1, preload=())
+    timings, _ = race.race(contenders, rounds=1, threads=1, preload=())
     assert [t.seconds for t in timings] == [[42.0], [0.0]]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common
-from benchmarks.common import Absent, Contender, Timing
+from benchmarks import race, tables
+from benchmarks.race import Absent, Contender, Timing
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "step.py"
@@ -47,15 +47,15 @@ def steps(monkeypatch):
 
 def test_ratios_are_taken_within_a_round_and_then_their_median():
     ours, other = Timing("ours", [1.0, 2.0, 4.0], 500), Timing("other", [3.0, 4.0, 4.0], 1000)
-    rows = common.compare([ours, other, Timing("floor", [0.5, 1.0, 3.0], 10)], "ours", 8, "floor")
+    rows = tables.compare([ours, other, Timing("floor", [0.5, 1.0, 3.0], 10)], "ours", 8, "floor")
     assert (rows[1].ratio, rows[1].ratio_min, rows[1].ratio_max) == (2.0, 1.0, 3.0)
     assert rows[0].floor_share == 0.5 and rows[0].images_s == 4.0 and rows[1].memory_ratio == 0.5
 
 
 def test_a_contender_that_is_not_there_is_refused():
-    common.check_rows(["floor"], ["ours", "floor"])
+    tables.check_rows(["floor"], ["ours", "floor"])
     with pytest.raises(ValueError, match="--rows 'flor': choose from 'ours', 'floor'"):
-        common.check_rows(["flor"], ["ours", "floor", "floor"])
+        tables.check_rows(["flor"], ["ours", "floor", "floor"])
 
 
 def test_contenders_take_turns_and_who_is_absent_says_why():
@@ -64,7 +64,7 @@ def test_contenders_take_turns_and_who_is_absent_says_why():
         Contender("gone", missing),
         Contender("slow", sleeping, (0.05,)),
     ]
-    timings, left_out = common.race(contenders, rounds=2, threads=1, preload=())
+    timings, left_out = race.race(contenders, rounds=2, threads=1, preload=())
     assert [t.name for t in timings] == ["quick", "slow"] and left_out == {"gone": "install it"}
     assert all(len(t.seconds) == 2 and t.peak > 1e6 for t in timings)
     assert min(timings[1].seconds) >= 0.05
@@ -72,21 +72,22 @@ def test_contenders_take_turns_and_who_is_absent_says_why():
 
 def test_a_contender_that_fails_is_named():
     with pytest.raises(RuntimeError, match=r"broken failed:(.|\n)*no such weight"):
-        common.race([Contender("broken", failing)], rounds=1, threads=1, preload=())
+        race.race([Contender("broken", failing)], rounds=1, threads=1, preload=())
 
 
 def test_results_of_a_machine_are_added_to_its_file(tmp_path):
-    rows = common.compare([Timing("ours", [1.0], 1)], "ours", 8)
+    rows = tables.compare([Timing("ours", [1.0], 1)], "ours", 8)
     about = {"date": "2026-01-01 00:00", "commit": "abc", "machine": "cpu-2-cores", "rounds": 1}
     for title in ("first", "second"):
-        file = common.append_results(tmp_path, title, about, {"a-case": rows})
-    text = file.read_text()
-    assert file.name == "cpu-2-cores.md" and text.count("| a-case | ours | 8 |") == 2
+        with tables.Results(tmp_path, title, about) as results:
+            results.add("a-case", rows)
+    text = results.file.read_text()
+    assert results.file.name == "cpu-2-cores.md" and text.count("| a-case | ours | 8 |") == 2
     assert text.index("2026-01-01 00:00: first") < text.index("2026-01-01 00:00: second")
 
 
 def test_the_name_of_a_machine_is_a_file_name_without_its_host():
-    name = common.machine()
+    name = tables.machine()
     assert name.endswith(f"-{os.cpu_count()}-cores") and os.uname().nodename not in name
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -102,13 +103,13 @@ def test_the_floor_of_mae_is_the_products_of_its_formula(steps):
     decoder -= 9 * (1 + kept) * d**2  # the last block's projection and MLP are for hidden patches alone
     scored = 3 * (n - kept) * d * pixels
     macs = 3 * (vit.depth * blocks + decoder) + ends + scored
-    assert floor.flops(floor.written_down(ours.make(case.name, "bf16"))) == 2 * macs * case.images
+    assert floor.flops(floor.written_down(ours.make(case, "bf16"))) == 2 * macs * case.images
 
 
 def test_step_writes_a_line_for_each_row(tmp_path):
     file = tmp_path / "lines.json"
-    run_script("--cases", "mae-nano", "--rounds", 1, "--rows", "unmask fp32", "official fp32", "floor",
-               "--json", file, "--results", tmp_path)  # fmt: skip
+    run_script("--device", "cpu", "--cases", "mae-nano", "--rounds", 1, "--json", file, "--results", tmp_path,
+               "--rows", "unmask fp32", "official fp32", "floor")  # fmt: skip
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["contender"] for line in lines] == ["unmask bf16", "unmask fp32", "floor"]
     for line in lines:
@@ -127,7 +128,7 @@ def test_step_writes_a_line_for_each_row(tmp_path):
 @pytest.mark.slow
 def test_quick_takes_every_step_and_says_what_is_left_out(tmp_path):
     file = tmp_path / "lines.json"
-    said = run_script("--quick", "--rounds", 1, "--json", file)
+    said = run_script("--device", "cpu", "--quick", "--rounds", 1, "--json", file)
     names = {json.loads(line)["case"] for line in file.read_text().splitlines()}
     assert names == {"mae-nano", "beit-nano", "beit-nano-dalle", "ibot-nano-2-locals", "dvae-32"}
     assert "left out: official fp32: give --official DIR" in said

@@ -55,14 +55,14 @@ def flops_of_image(config: MethodConfig, hidden: float | None = None) -> float:
             raise TypeError(f"no formula for {type(config).__name__}; count it with forecast.flops_per_image")
 
 
-def hidden_patches(config: MethodConfig) -> float:
-    """The mean number of hidden patches of an image, over its masked views."""
+def hidden_patches(config: MethodConfig, draws: int = DRAWS) -> float:
+    """The mean number of hidden patches of an image, over its masked views and the first `draws` images."""
     drawn = [
         policy(grid, key(0, "mask", v, position)).sum()
         for v, (policy, grid) in enumerate(zip(config.masks, config.grids(), strict=True))
-        for position in range(DRAWS)
+        for position in range(draws)
     ]
-    return float(sum(drawn)) / DRAWS
+    return float(sum(drawn)) / draws
 
 
 def _backbone(
@@ -97,11 +97,15 @@ def _mae(config: MAEConfig) -> float:
 
 
 def _beit(config: BEiTConfig, hidden: float) -> float:
+    head = TRAINED * hidden * config.vit.width * config.tokenizer.vocab
+    return _backbone(config.vit, config.vit.grid, read=hidden) + head + tokenizer_flops(config, hidden)
+
+
+def tokenizer_flops(config: BEiTConfig, hidden: float) -> float:
+    """The part of BEiT's operations for one image that makes the tokens of its hidden patches."""
     twin = config.views[0].twin
     assert twin is not None
-    tokenizer = FROZEN * sum(_encoder(config.tokenizer, (twin, twin), hidden))
-    head = TRAINED * hidden * config.vit.width * config.tokenizer.vocab
-    return _backbone(config.vit, config.vit.grid, read=hidden) + head + tokenizer
+    return FROZEN * sum(_encoder(config.tokenizer, (twin, twin), hidden))
 
 
 def _ibot(config: IBOTConfig, hidden: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import Took, Turn
+from race import Took, Turn
 
 from unmask import checkpoint, cli, parallel, pretrain, train
 from unmask.data.stream import Stream

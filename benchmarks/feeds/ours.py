@@ -1,7 +1,7 @@
 """Our input: `Stream` and `color`, called as the training loop calls them; decoding alone, and cropping alone."""
 
 import torch
-from common import Took, Turn
+from race import Took, Turn
 from torch.utils.data import DataLoader, Dataset
 
 from unmask import photometry_cpu

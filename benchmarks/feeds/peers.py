@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Absent, Took, Turn
 from PIL import Image, ImageFilter, ImageOps
+from race import Absent, Took, Turn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1

@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 
-from common import Took
+from race import Took
 
 from unmask.methods.ibot import GLOBAL_1, GLOBAL_2, LOCAL
 from unmask.views import View

@@ -1,5 +1,6 @@
-"""The training steps that are compared: sizes and batches of issue 7, and small ones that take seconds."""
+"""The training steps that are compared: sizes and batches of issue 7, on a CPU and on a GPU, and small ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from unmask.budget import synthetic_batch
 from unmask.config import DataConfig, MethodConfig, OptimConfig
+from unmask.flops import flops_of_image, hidden_patches, tokenizer_flops
 from unmask.masks import BlockMask
 from unmask.methods.base import Batch, Method, Progress
 from unmask.methods.beit import BEiT, BEiTConfig
@@ -33,10 +35,27 @@ class Case:
     optim: OptimConfig
     tokens_given: bool = False
     """BEiT: the tokens are in memory; otherwise the tokenizer is part of the step"""
+    device: str = "cpu"
+    """where it runs: cpu or cuda"""
 
     def batch(self) -> Batch:
-        """A prepared batch; the same for all contenders."""
-        return synthetic_batch(self.method, DataConfig(), self.images, torch.device("cpu"))
+        """A prepared batch on the device; the same for all contenders."""
+        return synthetic_batch(self.method, DataConfig(), self.images, torch.device(self.device))
+
+    def tokens(self) -> Int[Tensor, "B N"]:
+        """BEiT's tokens of the batch on the device; the same for all contenders."""
+        assert isinstance(self.method, BEiTConfig)
+        gh, gw = self.method.vit.grid
+        return given_tokens(self.method.tokenizer.vocab, self.images, gh * gw).to(self.device)
+
+    def flops(self) -> float:
+        """Operations for one image of the batch, by formula: forward and backward of what our step computes."""
+        hidden = hidden_patches(self.method, self.images)
+        whole = flops_of_image(self.method, hidden)
+        if self.tokens_given:
+            assert isinstance(self.method, BEiTConfig)
+            whole -= tokenizer_flops(self.method, hidden)
+        return whole
 
     def build(self) -> Method:
         """Our method."""
@@ -133,6 +152,24 @@ CASES = (
     _dvae("dvae-112", 16, 112, 8192, 512, 64),
 )
 """issue 7, section 2"""
+LARGE = (
+    _mae("mae-large", 4, _vit("large"), (512, 8, 16)),
+    _ibot("ibot-base", 2, _vit("base"), (96, 0), {}),
+    _ibot("ibot-small-10-locals", 2, _vit("small"), (96, 10), {}),
+)
+"""on a CPU only when named"""
+GPU_IMAGES = {
+    "mae-base": 128,
+    "mae-large": 64,
+    "beit-base": 128,
+    "ibot-small": 128,
+    "ibot-small-10-locals": 64,
+    "ibot-base": 64,
+}
+"""issue 7, section 3: images of a step such that all contenders should fit on 78 GiB together. The GPU holds the
+weights, gradients and moments of all (16 bytes a parameter, ours 12 between steps; MAE-L: 49 GB), but the activations
+of one (`on_gpu.py`). The official fp32 step keeps most: 14 GB in MAE-B, 10 in MAE-L, 24 in iBOT-S, 21 in iBOT-B, by
+the sizes of what autograd saves. Not yet measured on a GPU"""
 QUICK = (
     _mae("mae-nano", 16, _vit("nano", 64, 8), (64, 1, 2)),
     _beit("beit-nano", 8, _vit("nano", 64, 8), CodecConfig(vocab=512, width=64), _SMALL_MASK, True),
@@ -143,6 +180,25 @@ QUICK = (
 """the same code in seconds: whether all of it runs, not how fast"""
 
 
+ALL = (*CASES, *LARGE, *QUICK)
+
+
 def case(name: str) -> Case:
-    """A case by its name."""
-    return next(case for case in (*CASES, *QUICK) if case.name == name)
+    """A case by its name, on the CPU."""
+    return next(case for case in ALL if case.name == name)
+
+
+def chosen(names: Sequence[str], quick: bool, device: str, images: int | None) -> list[Case]:
+    """The cases to run.
+
+    Args:
+        names: of cases; none: those that issue 7 has for the device, or the small ones.
+        quick: the small ones.
+        device: cpu or cuda.
+        images: of a step, in place of what the case has for the device.
+    """
+    usual = [case.name for case in (QUICK if quick else CASES)] if device == "cpu" or quick else list(GPU_IMAGES)
+    found = [case(name) for name in names or usual]
+    if device != "cpu":
+        found = [replace(each, images=GPU_IMAGES.get(each.name, each.images), device=device) for each in found]
+    return [replace(each, images=images or each.images) for each in found]

@@ -1,17 +1,19 @@
 """The floor of a step: its matrix products alone, at their own shapes and in the precision they have in our bf16 step.
 
 They are written down while our step runs once, forward and backward, and then repeated with operands that
-are in memory already: nothing is cast, laid out, normalized or stored. Convolutions count as products.
+are in memory already: nothing is cast, laid out, normalized or stored. Convolutions count as products, and so does
+attention where a fused kernel makes both of its products (on a GPU): that kernel is repeated as it is.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import Turn
+from race import Turn
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .cases import Case
 from .ours import make as make_ours
 
 aten = torch.ops.aten
@@ -26,6 +28,9 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.products: list[tuple[Shape, Shape]] = []
         self.convolutions: list[tuple[Any, torch.dtype, tuple[Any, ...]]] = []
+        self.attention: list[str] = []
+        """calls of a fused kernel, forward or backward; `kept` has the first of each kind with its operands"""
+        self.kept: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func in (aten.mm.default, aten.mm.out, aten.bmm.default, aten.bmm.out):
@@ -35,6 +40,10 @@ class Products(TorchDispatchMode):
         elif func in (aten.convolution.default, aten.convolution_backward.default):
             sizes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in args)
             self.convolutions.append((func, args[0].dtype, sizes))
+        elif func.overloadpacket.__name__.startswith("_scaled_dot_product"):
+            sizes = [(a.shape, a.dtype) if isinstance(a, Tensor) else a for a in args]
+            self.attention.append(f"{func} {sizes}")
+            self.kept.setdefault(self.attention[-1], (func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -46,9 +55,9 @@ def written_down(step: Turn) -> Products:
     return products
 
 
-def make(name: str, optimizer: bool = False) -> Turn:
+def make(case: Case, optimizer: bool = False) -> Turn:
     """Repeat the products of a case; and then its optimizer, which reads and writes every weight seven times."""
-    step = make_ours(name, "bf16")
+    step = make_ours(case, "bf16")
     seen, adamw = written_down(step), step.args[1]
     memory: dict[tuple, Tensor] = {}
 
@@ -58,7 +67,7 @@ def make(name: str, optimizer: bool = False) -> Turn:
         place = (tuple(shape), transposed, dtype, images)
         if place not in memory:
             size = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
-            made = torch.randn(size, dtype=dtype)
+            made = torch.randn(size, dtype=dtype, device=case.device)
             if images:
                 made = made.contiguous(memory_format=torch.channels_last)
             memory[place] = made.transpose(-2, -1) if transposed else made
@@ -76,6 +85,8 @@ def make(name: str, optimizer: bool = False) -> Turn:
             grad, x, weight, _, *how, mask = args
             tensors = (operand(shape, dtype=dtype, images=True) for shape in (grad, x, weight))
             calls.append((func, (*tensors, None, *how, [mask[0], mask[1], False]), {}))
+
+    calls += [seen.kept[call] for call in seen.attention]
 
     @torch.no_grad()
     def turn() -> None:

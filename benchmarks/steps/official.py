@@ -6,10 +6,13 @@
     DIR/ibot           bytedance/ibot
 
 They were written for torch 1.7 and timm 0.3.2. What today's versions lack is put in their way when they are
-imported, and nothing else is changed: their models, losses, clipping and averaging run as they are, on the
-CPU, in fp32, or under bf16 autocast, the one line that their CUDA autocast becomes there. Their attention
-is the explicit product that timm 0.3.2 had. Each takes its training loop's way through a step: loss read
-back, gradients cleared, backward, clip, AdamW, teacher.
+imported, and nothing else is changed: their models, losses, clipping and averaging run as they are, in fp32
+(on a GPU as torch has it: TF32 in convolutions, not in products), or under bf16 autocast, the one line that
+their CUDA autocast, fp16 with a GradScaler, becomes: on a CPU, which has no fp16 products, and on a GPU, where
+bf16 is as fast and spares the scaler's pass over the gradients. Their attention is the explicit product that
+timm 0.3.2 had. Each takes its training loop's way through a step: loss read back, gradients cleared,
+backward, clip, AdamW, teacher. DALL-E's encoder makes its tokens as it does by itself: in fp32 on a CPU, in
+fp16 on a GPU.
 """
 
 import importlib
@@ -22,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Absent, Turn
+from race import Absent, Turn
 from torch import Tensor, nn
 
 from unmask.methods.beit import BEiTConfig
@@ -30,15 +33,15 @@ from unmask.methods.dvae import DVAEConfig
 from unmask.methods.ibot import IBOTConfig
 from unmask.methods.mae import MAEConfig
 
-from .cases import AT, Case, case, given_tokens
+from .cases import AT, Case
 
 
-def make(name: str, precision: str, folder: str | None) -> Turn:
+def make(given: Case, precision: str, folder: str | None) -> Turn:
     """A step of the official code."""
     if folder is None:
         raise Absent("give --official DIR, a folder with mae, unilm/beit, DALL-E and ibot")
     torch.manual_seed(0)
-    given, root = case(name), Path(folder)
+    root = Path(folder)
     match given.method:
         case MAEConfig() as config:
             return _mae(given, config, root, precision)
@@ -52,6 +55,7 @@ def make(name: str, precision: str, folder: str | None) -> Turn:
 
 
 def stepping(
+    given: Case,
     loss: Callable[[], Tensor],
     optimizer: torch.optim.Optimizer,
     precision: str,
@@ -61,7 +65,7 @@ def stepping(
     """A step in the order of all four training loops."""
 
     def turn() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(given.device, torch.bfloat16, enabled=precision == "bf16"):
             value = loss()
         value.item()  # they stop where it is not finite
         optimizer.zero_grad()
@@ -97,13 +101,13 @@ def _mae(given: Case, config: MAEConfig, root: Path, precision: str) -> Turn:
         decoder_num_heads=config.decoder_heads,
         norm_layer=partial(nn.LayerNorm, eps=vit.norm_eps),
         norm_pix_loss=config.norm_pixels,
-    ).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
+    ).to(given.device)
+    trained = [p for p in model.train().parameters() if p.requires_grad]
 
     def norm() -> object:  # its scaler measures the norm without clipping
         return nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
 
-    return stepping(lambda: model(image, mask_ratio=0.75)[0], adamw(model, given), precision, norm)
+    return stepping(given, lambda: model(image, mask_ratio=0.75)[0], adamw(model, given), precision, norm)
 
 
 def _beit(given: Case, config: BEiTConfig, root: Path, precision: str) -> Turn:
@@ -123,18 +127,19 @@ def _beit(given: Case, config: BEiTConfig, root: Path, precision: str) -> Turn:
         init_values=vit.layer_scale,
         use_abs_pos_emb=False,
         use_shared_rel_pos_bias=True,
-    ).train()
-    ids = given_tokens(config.tokenizer.vocab, given.images, mask.shape[1])
+    ).to(given.device)
+    model.train()
+    ids = given.tokens()
     tokenizer = None
     if not given.tokens_given:
         codec, vae = config.tokenizer, importlib.import_module("modeling_discrete_vae")
         tokenizer = vae.Dalle_VAE(twin.shape[-1])
-        tokenizer.encoder = vae_encoder(codec.width, codec.blocks, codec.vocab)
+        tokenizer.encoder = vae_encoder(codec.width, codec.blocks, codec.vocab).to(given.device)
 
     def loss() -> Tensor:
         tokens = ids
         if tokenizer is not None:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):  # made before their autocast begins
+            with torch.no_grad(), torch.autocast(given.device, enabled=False):  # made before their autocast begins
                 tokens = tokenizer.get_codebook_indices(0.8 * twin + 0.1).flatten(1)
         logits = model(image, bool_masked_pos=mask, return_all_tokens=False)
         labels = tokens[mask]
@@ -144,7 +149,7 @@ def _beit(given: Case, config: BEiTConfig, root: Path, precision: str) -> Turn:
     def clip() -> object:
         return nn.utils.clip_grad_norm_(model.parameters(), 3.0)
 
-    return stepping(loss, adamw(model, given), precision, clip)
+    return stepping(given, loss, adamw(model, given), precision, clip)
 
 
 def vae_encoder(width: int, blocks: int, vocab: int) -> nn.Module:
@@ -164,15 +169,21 @@ def _dvae(given: Case, config: DVAEConfig, root: Path, precision: str) -> Turn:
         hidden_dim=codec.width,
         temperature=config.temperature(AT),
         kl_div_loss_weight=config.beta(AT),
-    ).train()
-    return stepping(lambda: model((image - 0.5) / 0.5, return_loss=True), adamw(model, given), precision, lambda: None)
+    ).to(given.device)
+    model.train()
+
+    def loss() -> Tensor:
+        return model((image - 0.5) / 0.5, return_loss=True)
+
+    return stepping(given, loss, adamw(model, given), precision, lambda: None)
 
 
 def _ibot(given: Case, config: IBOTConfig, root: Path, precision: str) -> Turn:
     main, utils = official(root / "ibot", "main_ibot"), importlib.import_module("utils")
     models, heads = importlib.import_module("models.vision_transformer"), importlib.import_module("models.head")
     if not torch.distributed.is_initialized():  # its centers are added up between processes
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        backend = "gloo" if given.device == "cpu" else "nccl"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     vit, batch = config.vit, given.batch()
 
     def network(student: bool) -> nn.Module:
@@ -195,7 +206,7 @@ def _ibot(given: Case, config: IBOTConfig, root: Path, precision: str) -> Turn:
             norm_last_layer=config.norm_last_layer,
             shared_head=True,
         )
-        return utils.MultiCropWrapper(backbone, head)
+        return utils.MultiCropWrapper(backbone, head).to(given.device)
 
     student, teacher = network(True), network(False)
     teacher.load_state_dict(student.state_dict(), strict=False)
@@ -204,7 +215,7 @@ def _ibot(given: Case, config: IBOTConfig, root: Path, precision: str) -> Turn:
     masks = [mask.unflatten(1, vit.grid) for mask in batch.masks]
     criterion = main.iBOTLoss(
         config.prototypes, config.prototypes, n, len(views) - n, 0.04, 0.07, 0.04, 0.07, 5, 1 + int(AT.epochs)
-    )
+    ).to(given.device)
     names = dict(teacher.named_parameters())
     common = [(p, names[name]) for name, p in student.named_parameters() if name in names]
 
@@ -226,7 +237,7 @@ def _ibot(given: Case, config: IBOTConfig, root: Path, precision: str) -> Turn:
             average.data.mul_(0.996).add_((1 - 0.996) * new.detach().data)
 
     optimizer = torch.optim.AdamW(utils.get_params_groups(student), lr=given.optim.lr(given.images))
-    return stepping(loss, optimizer, precision, lambda: utils.clip_gradients(student, 3.0), after)
+    return stepping(given, loss, optimizer, precision, lambda: utils.clip_gradients(student, 3.0), after)
 
 
 # --- what today's versions lack ------------------------------------------------------------------------

@@ -13,18 +13,18 @@ from unmask.optim import build_optimizer
 from unmask.step import share_hidden, update
 from unmask.train import prepare
 
-from .cases import AT, case
+from .cases import AT, Case
 
 
-def make(name: str, precision: str, compiled: bool = False, tokens: Literal["fp32", "bf16"] = "fp32") -> partial:
+def make(given: Case, precision: str, compiled: bool = False, tokens: Literal["fp32", "bf16"] = "fp32") -> partial:
     """A step of `step.update`; BEiT's tokens are made in a precision of their own."""
     keep_memory()
-    given, world = case(name), parallel.start("cpu")
+    world = parallel.start(given.device)
     if tokens != "fp32":
         assert isinstance(given.method, BEiTConfig)
         given = replace(given, method=replace(given.method, tokenizer_precision=tokens))
     config = RunConfig(
-        recipe=name,
+        recipe=given.name,
         method=given.method,
         data=DataConfig(),
         optim=given.optim,

@@ -4,8 +4,10 @@ Assembled as their documentation does it. lightly's iBOT is a smaller problem th
 head and its second center see hidden patches alone.
 """
 
+from collections.abc import Callable
+
 import torch
-from common import Absent, Turn
+from race import Absent, Turn
 from torch import Tensor, nn
 
 from unmask.methods.beit import BEiTConfig
@@ -13,19 +15,18 @@ from unmask.methods.ibot import IBOTConfig
 from unmask.methods.mae import MAEConfig, normalize, patchify
 from unmask.vit import ViTConfig
 
-from .cases import Case, case, given_tokens
+from .cases import Case
 from .official import adamw, stepping
 
 
-def transformers(name: str, precision: str) -> Turn:
+def transformers(given: Case, precision: str) -> Turn:
     """A step of Hugging Face's ViTMAE or BEiT."""
     try:
         import transformers as hf
     except ImportError:
         raise Absent("transformers is not installed: pip install 'unmask[hub]'") from None
     torch.manual_seed(0)
-    given, batch = case(name), case(name).batch()
-    config = given.method
+    config, batch = given.method, given.batch()
     if isinstance(config, MAEConfig):
         model: nn.Module = hf.ViTMAEForPreTraining(
             hf.ViTMAEConfig(
@@ -50,11 +51,10 @@ def transformers(name: str, precision: str) -> Turn:
             )
         )
         (mask,) = batch.masks
-        labels = given_tokens(config.tokenizer.vocab, given.images, mask.shape[1])[mask]
-        inputs = {"pixel_values": batch.views[0], "bool_masked_pos": mask, "labels": labels}
+        inputs = {"pixel_values": batch.views[0], "bool_masked_pos": mask, "labels": given.tokens()[mask]}
     else:
         raise Absent("transformers has no such step")
-    return _stepping(model.train(), given, precision, lambda: model(**inputs).loss)
+    return _stepping(model.to(given.device).train(), given, precision, lambda: model(**inputs).loss)
 
 
 def _hf_sizes(vit: ViTConfig) -> dict[str, int]:
@@ -69,14 +69,13 @@ def _hf_sizes(vit: ViTConfig) -> dict[str, int]:
     }
 
 
-def lightly(name: str, precision: str) -> Turn:
+def lightly(given: Case, precision: str) -> Turn:
     """A step of lightly's MAE or iBOT parts."""
     try:
         import lightly.models.modules  # noqa: F401
     except ImportError:
         raise Absent("lightly is not installed: pip install lightly timm") from None
     torch.manual_seed(0)
-    given = case(name)
     if isinstance(given.method, MAEConfig):
         return _lightly_mae(given, given.method, precision)
     if isinstance(given.method, IBOTConfig):
@@ -105,11 +104,12 @@ def _lightly_mae(given: Case, config: MAEConfig, precision: str) -> Turn:
             "decoder": MaskedVisionTransformerDecoderTIMM(patches, width, config.decoder_depth, config.decoder_heads),
             "pred": nn.Linear(width, 3 * vit.patch_hw[0] * vit.patch_hw[1]),
         }
-    ).train()
+    ).to(given.device)
+    parts.train()
     target = normalize(patchify(image, vit.patch_hw))
 
     def loss() -> Tensor:
-        keep, hidden = utils.random_token_mask((len(image), 1 + patches), 0.75)
+        keep, hidden = utils.random_token_mask((len(image), 1 + patches), 0.75, device=image.device)
         seen = parts["embed"](parts["encoder"].encode(images=image, idx_keep=keep))
         tokens = utils.repeat_token(parts["decoder"].mask_token, (len(image), 1 + patches))
         tokens = utils.set_at_index(tokens, keep, seen.type_as(tokens))
@@ -133,12 +133,13 @@ def _lightly_ibot(given: Case, config: IBOTConfig, precision: str) -> Turn:
         head = DINOProjectionHead(
             vit.width, config.head_width, config.bottleneck, config.prototypes, norm_last_layer=config.norm_last_layer
         )
-        return nn.ModuleDict({"backbone": backbone, "head": head})
+        return nn.ModuleDict({"backbone": backbone, "head": head}).to(given.device)
 
     student, teacher = network(), network().requires_grad_(False)
     teacher.load_state_dict(student.state_dict())
     utils.update_drop_path_rate(student["backbone"].vit, vit.drop_path, mode="linear")
-    cls_loss, patch_loss = DINOLoss(config.prototypes), IBOTPatchLoss(config.prototypes)
+    cls_loss = DINOLoss(config.prototypes).to(given.device)
+    patch_loss = IBOTPatchLoss(config.prototypes).to(given.device)
     image, mask = torch.cat(batch.views[:n]), torch.cat(batch.masks)
     local = torch.cat(batch.views[n:]) if len(batch.views) > n else None
     tokens_mask = nn.functional.pad(mask, (1, 0))
@@ -159,14 +160,15 @@ def _lightly_ibot(given: Case, config: IBOTConfig, precision: str) -> Turn:
     def after() -> None:
         utils.update_momentum(student, teacher, 0.996)
 
-    return stepping(
-        loss, adamw(student, given), precision, lambda: nn.utils.clip_grad_norm_(student.parameters(), 3.0), after
-    )
+    def clip() -> object:
+        return nn.utils.clip_grad_norm_(student.parameters(), 3.0)
+
+    return stepping(given, loss, adamw(student, given), precision, clip, after)
 
 
-def _stepping(model: nn.Module, given: Case, precision: str, loss: object) -> Turn:
+def _stepping(model: nn.Module, given: Case, precision: str, loss: Callable[[], Tensor]) -> Turn:
     def clip() -> None:
         if given.optim.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), given.optim.clip)
 
-    return stepping(loss, adamw(model, given), precision, clip)  # pyright: ignore[reportArgumentType]
+    return stepping(given, loss, adamw(model, given), precision, clip)
