@@ -51,7 +51,8 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
     found += [contender(f"official {how}", official.make, how, folder) for how in ("fp32", "bf16")]
     for who in (peers.transformers, peers.lightly):
         found += [contender(f"{who.__name__} {how}", who, how) for how in ("fp32", "bf16")]
-    return [*found, contender(FLOOR, floor.make), contender(f"{FLOOR}, AdamW", floor.make, True)]
+    found += [contender(FLOOR, floor.make), contender(f"{FLOOR}, AdamW", floor.make, True)]
+    return [*found, contender(f"{FLOOR}, AdamW, passes", floor.make, True, True)]
 
 
 def reference(device: str, compiled: bool) -> str:

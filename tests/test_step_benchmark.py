@@ -92,6 +92,26 @@ def test_the_name_of_a_machine_is_a_file_name_without_its_host():
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
+def test_a_wider_floor_goes_once_over_each_blocks_activations_and_over_each_weight(steps):
+    cases, floor, ours = steps
+    case = cases.case("mae-nano")
+    step = ours.make(case, "bf16")
+    weights = {tuple(p.shape) for group in step.args[1].param_groups for p in group["params"] if p.ndim == 2}
+    passes = floor.written_down(step, weights).passes
+
+    def count(name: str) -> int:
+        return sum(kind.startswith(f"aten.{name}.") for kind in passes)
+
+    blocks = case.method.vit.depth + case.method.decoder_depth
+    both = [count(name) for name in ("gelu", "gelu_backward", "_softmax", "_softmax_backward_data")]
+    assert both == [blocks] * 4
+    assert count("native_layer_norm") == 2 * blocks + 2 + 1  # final norms, and the normalized pixels
+    assert count("native_layer_norm_backward") == 2 * blocks + 2
+    # of each block four matrices, the decoder's first and last, all cast and their gradients cast back; the kernel that
+    # projects patches is no matrix
+    assert count("_to_copy") == 2 * (4 * blocks + 2)
+
+
 def test_the_floor_of_mae_is_the_products_of_its_formula(steps):
     cases, floor, ours = steps
     case = cases.case("mae-nano")

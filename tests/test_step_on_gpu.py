@@ -197,7 +197,7 @@ def test_attention_in_a_fused_kernel_is_part_of_the_floor(bench):
     case = bench.cases.case("mae-nano")
     seen = bench.floor.written_down(bench.ours.make(case, "fp32"))  # the CPU's kernel; on a GPU bf16 has one, too
     blocks = case.method.vit.depth + case.method.decoder_depth
-    assert len(seen.attention) == 2 * blocks and len(seen.kept) == 4
+    assert len(seen.attention) == 2 * blocks and len(set(seen.attention)) == 4
     (function, arguments, more) = seen.kept[seen.attention[0]]
     assert function(*arguments, **more)[0].shape == arguments[0].shape
 

@@ -1,11 +1,16 @@
-"""The floor of a step: its matrix products alone, at their own shapes and in the precision they have in our bf16 step.
+"""The floor of a step: what it cannot do without, at the shapes and in the precision that our bf16 step has.
+
+"floor" is its matrix products alone. "floor, AdamW" goes on to read and write every weight seven times; "floor, AdamW,
+passes" also normalizes, weighs (softmax) and bends (GELU), forward and backward, and casts weights to bf16 and their
+gradients back: each of these is one of PyTorch's kernels, so that no order of calls makes a step faster than that,
+only kernels that do two of them at once.
 
 They are written down while our step runs once, forward and backward, and then repeated with operands that
 are in memory already: nothing is cast, laid out, normalized or stored. Convolutions count as products, and so does
 attention where a fused kernel makes both of its products (on a GPU): that kernel is repeated as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,19 +22,32 @@ from .cases import Case
 from .ours import make as make_ours
 
 aten = torch.ops.aten
+PASSES = (
+    aten.native_layer_norm.default, aten.native_layer_norm_backward.default, aten.gelu.default,
+    aten.gelu_backward.default, aten._softmax.default, aten._softmax_backward_data.default,
+    aten._softmax_backward_data.out,
+)  # fmt: skip
+"""kernels that go once over activations"""
 Shape = tuple[tuple[int, ...], bool, torch.dtype]
 """of an operand, whether it lies transposed in memory, and its precision: DALL-E's tokens are made in fp32"""
 
 
 class Products(TorchDispatchMode):
-    """Writes down every matrix product and convolution."""
+    """Writes down every matrix product and convolution, and the passes over what lies between.
 
-    def __init__(self) -> None:
+    Args:
+        weights: shapes of the matrices that are cast.
+    """
+
+    def __init__(self, weights: Collection[tuple[int, ...]] = ()) -> None:
         super().__init__()
+        self.weights = set(weights)
         self.products: list[tuple[Shape, Shape]] = []
         self.convolutions: list[tuple[Any, torch.dtype, tuple[Any, ...]]] = []
         self.attention: list[str] = []
         """calls of a fused kernel, forward or backward; `kept` has the first of each kind with its operands"""
+        self.passes: list[str] = []
+        """likewise, calls of PASSES and casts of weights"""
         self.kept: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -41,24 +59,35 @@ class Products(TorchDispatchMode):
             sizes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in args)
             self.convolutions.append((func, args[0].dtype, sizes))
         elif func.overloadpacket.__name__.startswith("_scaled_dot_product"):
-            sizes = [(a.shape, a.dtype) if isinstance(a, Tensor) else a for a in args]
-            self.attention.append(f"{func} {sizes}")
-            self.kept.setdefault(self.attention[-1], (func, args, kwargs or {}))
+            self.attention.append(self.keep(func, args, kwargs or {}))
+        elif func in PASSES:
+            plain = aten._softmax_backward_data.default if func is aten._softmax_backward_data.out else func
+            self.passes.append(self.keep(plain, args, {}))
+        elif func is aten._to_copy.default and tuple(args[0].shape) in self.weights:
+            self.passes.append(self.keep(func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def keep(self, func: Any, args: tuple[Any, ...], more: dict[str, Any]) -> str:
+        """Keep the first call of its kind, and name the kind."""
+        kind = f"{func} {[(a.shape, a.dtype) if isinstance(a, Tensor) else a for a in args]} {more}"
+        copies = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+        self.kept.setdefault(kind, (func, copies, more))
+        return kind
 
-def written_down(step: Turn) -> Products:
+
+def written_down(step: Turn, weights: Collection[tuple[int, ...]] = ()) -> Products:
     """The products of a step."""
-    products = Products()
+    products = Products(weights)
     with products:
         step()
     return products
 
 
-def make(case: Case, optimizer: bool = False) -> Turn:
-    """Repeat the products of a case; and then its optimizer, which reads and writes every weight seven times."""
+def make(case: Case, optimizer: bool = False, passes: bool = False) -> Turn:
+    """Repeat the products of a case; then, if so asked, the passes over activations and weights, and the optimizer."""
     step = make_ours(case, "bf16")
-    seen, adamw = written_down(step), step.args[1]
+    adamw = step.args[1]
+    seen = written_down(step, {tuple(w.shape) for group in adamw.param_groups for w in group["params"] if w.ndim == 2})
     memory: dict[tuple, Tensor] = {}
 
     def operand(
@@ -86,7 +115,7 @@ def make(case: Case, optimizer: bool = False) -> Turn:
             tensors = (operand(shape, dtype=dtype, images=True) for shape in (grad, x, weight))
             calls.append((func, (*tensors, None, *how, [mask[0], mask[1], False]), {}))
 
-    calls += [seen.kept[call] for call in seen.attention]
+    calls += [seen.kept[call] for call in (*seen.attention, *(seen.passes if passes else ()))]
 
     @torch.no_grad()
     def turn() -> None:
