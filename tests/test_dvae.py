@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from unmask.config import DataConfig, OptimConfig, RunConfig, from_json, to_json
 from unmask.methods import logits as logits_module
 from unmask.methods.base import Batch, Progress
-from unmask.methods.codec import CodecConfig, DalleCodec, GainBlock, build_codec
+from unmask.methods.codec import CodecConfig, build_codec
+from unmask.methods.codec_dalle import DalleCodec, GainBlock
 from unmask.methods.dvae import Anneal, DVAEConfig
 from unmask.methods.pixels import logit_laplace, map_pixels, unmap_pixels
 from unmask.methods.relaxation import categorical_kl, gaussian_kl, gumbel, relax, sample

@@ -1,22 +1,18 @@
 """The two networks of a discrete VAE: images to logits over codes, and codes back to images.
 
-Two published designs at any width. DALL-E's (Ramesh et al. 2021; the released `dall_e` package): groups
-of residual blocks, max pooling on the way down, nearest upsampling on the way up, a 1x1 convolution on
-each side of the codes. BEiT's `DiscreteVAE` (after DALLE-pytorch): strided and transposed convolutions
-and an explicit codebook. A codec that is frozen is a tokenizer: see `unmask/tokenizers.py`.
+Two published designs at any width, a file each: `codec_dalle.py` is DALL-E's (Ramesh et al. 2021; the released
+`dall_e` package), `codec_beit.py` is BEiT's `DiscreteVAE` (after DALLE-pytorch). Here is what they share, and
+what the rest of the package knows of them. A codec that is frozen is a tokenizer: see `unmask/tokenizers.py`.
 
     x        an image in [0, 1], mapped                  codec.map(image)           [B C H W]
     l(x)     logits of each cell over the K codes        codec.logits(x)            [B N K]
     y, z     a relaxed sample, or ids                    relax(l, tau), argmax      [B N K], [B N]
     mu, ln b what the decoder says of the mapped pixels  codec.paint(y, grid)       [B 2C H W]
 
-Differs from the original: the products with the codes are matrix products over [B N K], and ids are
-looked up, never made one-hot; fewer pools give smaller strides, placed first in the encoder and last
-in the decoder.
+Differs from the originals: the products with the codes are matrix products over [B N K], and ids are
+looked up, never made one-hot.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..positions import grid_of
-from .pixels import logit_laplace, map_pixels, unmap_pixels
+from .pixels import logit_laplace
 
 LEAST_LOG_SCALE = -7.0
 """floor of ln b: without one, flat image regions drive the likelihood to infinity (not in the paper)"""
@@ -127,8 +123,8 @@ class Codec(nn.Module):
         return grid_of((image.shape[2], image.shape[3]), (self.stride, self.stride))
 
     def blocks(self) -> list[nn.Module]:
-        """The residual blocks: units to compile and shard."""
-        return [part for part in self.modules() if isinstance(part, (GainBlock, PlainBlock))]
+        """The residual blocks: units to compile and shard. Default: none."""
+        return []
 
     @torch.no_grad()
     def encode(
@@ -161,123 +157,10 @@ class Codec(nn.Module):
 
 def build_codec(config: CodecConfig) -> Codec:
     """Make a codec with fresh weights."""
+    from .codec_beit import BeitCodec  # here, as both designs build on this file
+    from .codec_dalle import DalleCodec
+
     return DalleCodec(config) if config.kind == "dalle" else BeitCodec(config)
-
-
-# --- DALL-E ------------------------------------------------------------------------------------------
-
-
-class DalleCodec(Codec):
-    """OpenAI's encoder and decoder."""
-
-    def __init__(self, config: CodecConfig):
-        super().__init__(config)
-        self.encoder = DalleEncoder(config)
-        self.decoder = DalleDecoder(config)
-
-    def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return map_pixels(image)
-
-    def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        return self.encoder(x)
-
-    def scores(self, features: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells K"]:
-        with torch.autocast(features.device.type, enabled=False):  # in fp32 as the original's last layer
-            return product(features.float(), self.encoder.output)
-
-    def paint(
-        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
-    ) -> Float[Tensor, "B _ H W"]:
-        return self.decoder(codes, grid)
-
-    def mean(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
-        return painted[:, : self.channels].sigmoid()
-
-    def pixels(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
-        return unmap_pixels(self.mean(painted))  # ln b plays no part
-
-
-class DalleEncoder(nn.Module):
-    """7x7 convolution, residual groups with max pooling; `output`, a 1x1 convolution, turns cells into logits."""
-
-    def __init__(self, config: CodecConfig):
-        super().__init__()
-        gain = (config.groups * config.blocks) ** -2
-        widths = [config.width * 2**g for g in range(config.groups)]
-        self.input = Conv(config.channels, widths[0], 7)
-        self.groups = nn.ModuleList()
-        for g, (n_in, n_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
-            pool = [nn.MaxPool2d(2)] if g < config.pools else []
-            self.groups.append(group(n_in, n_out, config.blocks, (3, 3, 3, 1), gain, pool))
-        self.output = Conv(widths[-1], config.vocab, 1)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        x = self.input(x.contiguous(memory_format=torch.channels_last))
-        for part in self.groups:
-            x = part(x)
-        return cells_of(F.relu(x))
-
-
-class DalleDecoder(nn.Module):
-    """1x1 convolution from the codes, residual groups with nearest upsampling, 1x1 to means and scales."""
-
-    def __init__(self, config: CodecConfig):
-        super().__init__()
-        gain = (config.groups * config.blocks) ** -2
-        widths = [config.width * 2**g for g in reversed(range(config.groups))]
-        self.input = Conv(config.vocab, config.code_width, 1)
-        self.groups = nn.ModuleList()
-        for g, (n_in, n_out) in enumerate(zip([config.code_width, *widths], widths, strict=False)):
-            up = config.groups - 1 - config.pools <= g < config.groups - 1  # mirrors the encoder's pools
-            scale = [nn.Upsample(scale_factor=2, mode="nearest")] if up else []
-            self.groups.append(group(n_in, n_out, config.blocks, (1, 3, 3, 3), gain, scale))
-        self.output = Conv(widths[-1], 2 * config.channels, 1)
-
-    def forward(
-        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
-    ) -> Float[Tensor, "B _ H W"]:
-        table, bias = self.input.weight.flatten(1), self.input.bias  # [D K]
-        assert bias is not None
-        with torch.autocast(codes.device.type, enabled=False):
-            x = F.linear(codes, table, bias) if codes.is_floating_point() else F.embedding(codes, table.t()) + bias
-        x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # [B D gh gw]
-        for part in self.groups:
-            x = part(x)
-        return self.output(F.relu(x))
-
-
-class Conv(nn.Conv2d):
-    """A convolution that keeps the size; weights from normal(0, 1 / sqrt(in k^2)), zero biases."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: int):
-        super().__init__(n_in, n_out, kernel, padding=(kernel - 1) // 2)
-        nn.init.normal_(self.weight, std=1 / math.sqrt(n_in * kernel**2))
-        assert self.bias is not None
-        nn.init.zeros_(self.bias)
-
-
-class GainBlock(nn.Module):
-    """skip(x) + gain * four convolutions, a ReLU before each, a quarter as wide inside."""
-
-    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], gain: float):
-        super().__init__()
-        inner, self.gain = n_out // 4, gain
-        self.skip = Conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        sizes = zip((n_in, inner, inner, inner), (inner, inner, inner, n_out), kernels, strict=True)
-        self.convs = nn.ModuleList(Conv(*size) for size in sizes)
-
-    def forward(self, x: Float[Tensor, "B n h w"]) -> Float[Tensor, "B m h w"]:
-        y = x
-        for conv in self.convs:
-            y = conv(F.relu(y))
-        return self.skip(x) + self.gain * y
-
-
-def group(
-    n_in: int, n_out: int, blocks: int, kernels: tuple[int, ...], gain: float, last: Sequence[nn.Module]
-) -> nn.Sequential:
-    """Residual blocks, the first of which changes the width, and what changes the resolution."""
-    return nn.Sequential(*(GainBlock(n_in if b == 0 else n_out, n_out, kernels, gain) for b in range(blocks)), *last)
 
 
 def cells_of(x: Float[Tensor, "B D gh gw"]) -> Float[Tensor, "B N D"]:
@@ -288,59 +171,3 @@ def cells_of(x: Float[Tensor, "B D gh gw"]) -> Float[Tensor, "B N D"]:
 def product(cells: Float[Tensor, "*cells D"], conv: nn.Conv2d) -> Float[Tensor, "*cells K"]:
     """Apply a 1x1 convolution as a matrix product over cells."""
     return F.linear(cells, conv.weight.flatten(1), conv.bias)
-
-
-# --- BEiT's DiscreteVAE ------------------------------------------------------------------------------
-
-
-class BeitCodec(Codec):
-    """BEiT's `DiscreteVAE`; parameters keep its names."""
-
-    def __init__(self, config: CodecConfig):
-        super().__init__(config)
-        d = config.width
-        down, up = [], []
-        for i in range(config.pools):
-            n_in, n_code = (config.channels, config.code_width) if i == 0 else (d, d)
-            down += [nn.Sequential(nn.Conv2d(n_in, d, 4, stride=2, padding=1), nn.ReLU()), PlainBlock(d)]
-            up += [
-                nn.Sequential(nn.ConvTranspose2d(n_code, d, 4, stride=2, padding=1), nn.ReLU()),
-                PlainBlock(d),
-            ]
-        self.encoder = nn.Sequential(*down, nn.Conv2d(d, config.vocab, 1))
-        self.decoder = nn.Sequential(*up, nn.Conv2d(d, config.channels, 1))
-        self.codebook = nn.Embedding(config.vocab, config.code_width)
-
-    def map(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return (image - 0.5) / 0.5
-
-    def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        for layer in self.encoder[:-1]:
-            x = layer(x)
-        return cells_of(x)
-
-    def scores(self, features: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells K"]:
-        last = self.encoder[-1]
-        assert isinstance(last, nn.Conv2d)
-        return product(features, last)
-
-    def paint(
-        self, codes: Float[Tensor, "B N K"] | Int[Tensor, "B N"], grid: tuple[int, int]
-    ) -> Float[Tensor, "B _ H W"]:
-        x = codes @ self.codebook.weight if codes.is_floating_point() else self.codebook(codes)  # [B N D]
-        return self.decoder(x.unflatten(1, grid).permute(0, 3, 1, 2))
-
-    def pixels(self, painted: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
-        return (painted.float() * 0.5 + 0.5).clamp(0, 1)
-
-
-class PlainBlock(nn.Module):
-    """x + three convolutions with ReLUs between them."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        three = [nn.Conv2d(width, width, 3, padding=1) for _ in range(2)]
-        self.net = nn.Sequential(three[0], nn.ReLU(), three[1], nn.ReLU(), nn.Conv2d(width, width, 1))
-
-    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-        return x + self.net(x)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..methods.codec import CodecConfig, DalleCodec
+from ..methods.codec import CodecConfig
+from ..methods.codec_dalle import DalleCodec
 from ..methods.dvae import DVAE, Anneal, DVAEConfig
 from ..methods.pixels import map_pixels, unmap_pixels
 from ..methods.relaxation import relax

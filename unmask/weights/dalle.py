@@ -38,7 +38,7 @@ _LAST = {"w": "weight", "b": "bias"}
 
 
 def from_official(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the state dicts of OpenAI's two modules to the one of `methods.codec.DalleCodec`.
+    """Rename the state dicts of OpenAI's two modules to the one of `methods.codec_dalle.DalleCodec`.
 
     Raises:
         ValueError: a name is not of that dialect.
