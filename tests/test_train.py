@@ -108,7 +108,7 @@ def test_divergence_between_saves_is_found_at_the_next_line_of_the_log(tmp_path)
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(name, tmp_path):
-    with pytest.raises(Stopped, match=f"stopped by {name} at step 3 of 6, saved to .*; the same command continues"):
+    with pytest.raises(Stopped, match=f"^{name} at step 3 of 6, saved to .*; the same command continues"):
         toys.run(tmp_path, steps=6, method=troubled(2, name))
     assert checkpoint.latest(tmp_path) == 3
     run = toys.run(tmp_path, steps=6, method=troubled(2, name))

@@ -221,7 +221,7 @@ def _train(
                 meter.restart()
             if stop and done < steps:
                 raise Stopped(
-                    f"stopped by {signals.asked or 'a signal'} at step {done} of {steps}, saved to {run.path}; "
+                    f"{signals.asked or 'a signal'} at step {done} of {steps}, saved to {run.path}; "
                     f"the same command continues it"
                 )
     console.say(f"done: {steps} steps, loss {meter.last_loss:.4f}, saved to {run.path}")
