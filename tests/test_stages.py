@@ -57,6 +57,20 @@ def test_a_budget_that_is_none_is_told_as_such():
         stages.halved("1h30m")
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"steps": 30}, "--steps 30 for each stage, the tokenizer too; for another length train it apart"),
+        ({"epochs": 2.5}, "--epochs 2.5 for each stage, the tokenizer too; for another length train it apart"),
+        ({"budget": "20m"}, "--budget 20m: 10m for each stage"),
+    ],
+)
+def test_what_a_length_means_for_two_stages_is_told(given, line):
+    (said,) = stages.length_of_each(given)
+    assert said.startswith(line)
+    assert stages.length_of_each({"seed": 3}) == []
+
+
 @pytest.mark.parametrize(("recipe", "given"), [("mae", {}), ("beit", {"tokenizer": "there"}), ("dvae", {})])
 def test_there_is_no_first_stage_for(recipe, given):
     assert stages.first_stage(recipe, given, Path("nowhere")) is None
@@ -71,6 +85,7 @@ def test_one_command_trains_the_tokenizer_and_then_beit_and_goes_on(photos, tmp_
     out = tmp_path / "run"
     said = unmask("pretrain", "beit-nano", photos, "--out", out, *SHORT)
     assert said.code == 0, said.err
+    assert said.err.count("--steps 2 for each stage, the tokenizer too") == 1
     assert said.json["step"] == 2
     health = json.loads((out / "tokenizer" / "health.json").read_text())
     assert {"usage", "perplexity", "elbo_hard", "elbo_relaxed", "psnr", "ssim", "cell_entropy"} <= health.keys()

@@ -21,11 +21,11 @@ class Options:
     seed: int | None = None
     """names every random draw"""
     epochs: float | None = None
-    """passes over the data"""
+    """passes over the data; beit without a tokenizer: of each of its two stages"""
     steps: int | None = None
-    """optimizer steps, instead of epochs"""
+    """optimizer steps, instead of epochs; beit without a tokenizer: of each of its two stages"""
     budget: str | None = None
-    """length by cost: 20m or 2h (measured once, then fixed), '500000 images', '1e6 gflop'"""
+    """length by cost: 20m or 2h (measured once, then fixed), '500000 images', '1e6 gflop'; beit's stages: half each"""
     batch: int | None = None
     """images an optimizer step, over all devices"""
     device_batch: int | None = None

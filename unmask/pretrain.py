@@ -44,6 +44,7 @@ from .stages import (
     first_stage,
     held_out_images,
     keep_tokenizer,
+    length_of_each,
     predicted,
     second_stage,
     tokenizer_record,
@@ -127,9 +128,8 @@ def stages_of(recipe: str, data: str, options: Options, configure: Configure, wo
         with torch.device("meta"):  # what cannot be is refused now, not after the first stage
             last.method.build()
         plan = settle(first.pop("recipe"), data, Options(**first), lambda config: config, world)
-        yield plan._replace(
-            notes=[f"no --tokenizer: training one first, stage 1 of 2, under {out}/tokenizer", *plan.notes]
-        )
+        said = [f"no --tokenizer: training one first, stage 1 of 2, under {out}/tokenizer", *length_of_each(given)]
+        yield plan._replace(notes=[*said, *plan.notes])
         world.wait()  # rank 0 has written the tokenizer
     yield settle(recipe, data, dataclasses.replace(options, **second_stage(recipe, given, out)), configure, world)
 

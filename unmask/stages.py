@@ -72,6 +72,15 @@ def first_stage(recipe: str, given: dict[str, Any], out: Path) -> dict[str, Any]
     return {"recipe": first, "out": out / "tokenizer", "labels": labels, **options}
 
 
+def length_of_each(given: dict[str, Any]) -> list[str]:
+    """A line for a person: what the length that was given means for two stages; nothing where none was given."""
+    if "budget" in given:
+        return [f"--budget {given['budget']}: {halved(given['budget'])} for each stage"]
+    said = [f"--{name} {given[name]}" for name in ("steps", "epochs") if name in given]
+    cure = "the tokenizer too; for another length train it apart (unmask pretrain dvae DATA), then give --tokenizer RUN"
+    return [f"{length} for each stage, {cure}" for length in said]
+
+
 def brings_tokenizer(given: dict[str, Any]) -> bool:
     """Whether options say which tokenizer to predict: by itself, or with a BEiT run to start from."""
     return "tokenizer" in given or beit_run(given.get("from_")) is not None
