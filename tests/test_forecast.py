@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import toys
+from test_survey import Files, jpeg, png
 from toys import ALONE, Images, config
 
-from unmask import photometry_cpu
+from unmask import forecast, photometry_cpu
+from unmask.config import DataConfig
 from unmask.forecast import cost_of, describe, measure, read_budget, steps_for
 from unmask.train import prepare
 from unmask.views import Blur, View
@@ -64,9 +66,33 @@ def test_colors_without_opencv_are_told_where_they_would_be_used(tmp_path, monke
     assert told(settled, method) == []
 
 
-def test_a_cost_lists_bad_images(tmp_path, monkeypatch):
-    from unmask import forecast
+def test_missing_simplejpeg_is_told_where_there_are_jpegs(tmp_path, monkeypatch):
+    def told(files):
+        return [line for line in describe(settled, Files(files), method, ALONE) if "unmask[fast]" in line]
 
+    settled, method = prepare(config(tmp_path), ALONE)
+    monkeypatch.setattr(forecast, "simplejpeg", None)
+    assert told([png(8), jpeg()]) == [
+        "JPEGs are decoded by torchvision, which simplejpeg does faster: pip install 'unmask[fast]'"
+    ]
+    assert told([png(8)]) == []
+    monkeypatch.setattr(forecast, "simplejpeg", object())
+    assert told([jpeg()]) == []
+
+
+def test_how_deep_values_are_scaled_is_told_where_there_are_some_or_a_range_was_given(tmp_path):
+    def told(files, **how):
+        data = DataConfig(train="toys", **how)
+        lines = describe(replace(settled, data=data), Files(files), method, ALONE)
+        return [line for line in lines if "8 bits" in line or "channels" in line]
+
+    settled, method = prepare(config(tmp_path), ALONE)
+    assert told([png(8), jpeg()]) == []
+    assert told([png(8), png(16)]) == ["values of more than 8 bits are scaled by each file's own extremes"]
+    assert told([png(8)], range=(0, 4095)) == ["values of more than 8 bits are scaled by --range 0 4095"]
+
+
+def test_a_cost_lists_bad_images(tmp_path, monkeypatch):
     monkeypatch.setattr(forecast, "measure", lambda *args: 0.5)
     settled, method = prepare(config(tmp_path), ALONE)
     cost = cost_of(settled, Images(24, bad=(3,)), method, ALONE)

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import parallel, photometry_cpu
 from .budget import activation_bytes, synthetic_batch
 from .config import RunConfig
-from .data.decode import decode
+from .data.decode import decode, simplejpeg
 from .data.sources import BadImage, Source
+from .data.survey import Kinds, kinds
 from .methods.base import Method, Progress
 from .optim import build_optimizer
 from .parallel import World
@@ -57,14 +58,23 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
         f"batch {config.device_batch} x {world.size} devices x {accumulate} micro-batches = {config.batch}, lr {rate}",
         f"{steps:,} steps, {length:.4g} epochs on {world.device} in {config.precision}, to {config.out}",
     ]
-    levels = "each file's own extremes" if data.range is None else f"--range {data.range[0]:g} {data.range[1]:g}"
-    lines.append(f"{data.channels} channels; values of more than 8 bits, where there are any, are scaled by {levels}")
+    seen = kinds(source, seed=config.seed) if world.first else Kinds(jpeg=False, deep=False)  # others say nothing
+    if data.channels != 3:
+        lines.append(f"images of {data.channels} channels" if data.channels > 1 else "gray images")
+    if seen.deep or data.range is not None:
+        levels = "each file's own extremes" if data.range is None else f"--range {data.range[0]:g} {data.range[1]:g}"
+        lines.append(f"values of more than 8 bits are scaled by {levels}")
     skipped = {name for view in expand(config.method.views) for name in skipped_operations(view, config.data.channels)}
     if skipped:
         lines.append(f"left out, as they need RGB: {', '.join(sorted(skipped))}")
     colored = any(v.jitter or v.blur or v.gray or v.solarize for v in config.method.views)
+    slow = []
+    if seen.jpeg and data.channels in (1, 3) and simplejpeg is None:
+        slow.append("JPEGs are decoded by torchvision, which simplejpeg does faster")
     if colored and (data.channels, world.device.type) == (3, "cpu") and not photometry_cpu.does(3, world.device):
-        lines.append("colors are rendered by torch; with OpenCV, pip install 'unmask[fast]', five times faster")
+        slow.append("colors are rendered by torch, which OpenCV does five times faster")
+    if slow:
+        lines.append(f"{'; '.join(slow)}: pip install 'unmask[fast]'")
     lines += config.method.traps(length)
     if data.shots:
         what = f"{data.shots} of the labels" if "%" in data.shots else f"{data.shots} a class"

@@ -1,10 +1,50 @@
-"""A first look at the data, for recipes that size themselves: how large, how bright, how varied."""
+"""A first look at the data: how large, how bright, how varied, for recipes that size themselves; and of which kinds."""
 
+import io
 import statistics
+from typing import NamedTuple
 
 from ..randomness import shuffled_index
 from .decode import decode
-from .sources import BadImage, Source, measure_mean_std
+from .record import BadImage, Record, Source
+from .sources import measure_mean_std
+
+LOOKED = 64
+"""images whose headers tell of which kinds a source is"""
+
+
+class Kinds(NamedTuple):
+    """What there is among the images that were looked at."""
+
+    jpeg: bool
+    deep: bool
+    """values of more than 8 bits"""
+
+
+def kinds(source: Source, *, seed: int, n: int = LOOKED) -> Kinds:
+    """Look at the headers of `n` images, chosen by the seed; those that cannot be had are of no kind."""
+    seen = []
+    for i in range(min(n, len(source))):
+        try:
+            seen.append(_kinds_of(source[shuffled_index(i, len(source), seed, 0)]))
+        except BadImage:
+            continue
+    return Kinds(any(each.jpeg for each in seen), any(each.deep for each in seen))
+
+
+def _kinds_of(record: Record) -> Kinds:
+    data = record.data
+    if not isinstance(data, bytes):  # ready pixels are uint8
+        return Kinds(jpeg=False, deep=False)
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        import tifffile
+
+        try:
+            with tifffile.TiffFile(io.BytesIO(data)) as file:
+                return Kinds(jpeg=False, deep=max(file.pages.first.bitspersample, 1) > 8)
+        except Exception as error:  # codecs raise a dozen kinds on broken bytes
+            raise BadImage(record.key, str(error)) from error
+    return Kinds(jpeg=data[:3] == b"\xff\xd8\xff", deep=data[:4] == b"\x89PNG" and data[24:25] == b"\x10")
 
 
 def survey(
