@@ -7,7 +7,7 @@ from PIL import Image
 from skimage import data
 
 from unmask.data.record import Record
-from unmask.evaluate.crops import sample
+from unmask.evaluate.crops import crops, sample
 from unmask.evaluate.features import evaluating, extract, pixels
 from unmask.vit import ViT, ViTConfig
 
@@ -60,6 +60,10 @@ def test_neither_batches_nor_workers_change_features_or_their_order():
     two = extract(vit, source, size=(32, 32), **PREPARED, batch=3, workers=2)
     np.testing.assert_allclose(one.values["cls"], two.values["cls"], atol=1e-5)
     assert one.keys == two.keys
+
+
+def test_workers_are_forked_whatever_pythons_own_way_to_start_processes_is():
+    assert crops(Photos(), (32, 32), workers=2).multiprocessing_context.get_start_method() == "fork"
 
 
 def test_broken_files_are_skipped_listed_and_leave_the_rest_aligned():

@@ -137,7 +137,15 @@ def crops(
         workers = 0 if len(source) < 1024 else min(4, os.cpu_count() or 1)
     dataset = Crops(source, cut or CenterCut(size), channels, value_range)
     aside = torch.Generator()  # the loader draws a seed: not from the stream that training uses
-    return DataLoader(dataset, batch_size=batch, num_workers=workers, collate_fn=collate, generator=aside)
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=aside,
+        # as training's; a process that Python starts anew imports torch first: seconds, at every evaluation of a run
+        multiprocessing_context="fork" if workers else None,
+    )
 
 
 def sample(source: Source, count: int, seed: int) -> Source:
