@@ -271,6 +271,11 @@ def test_without_labels_the_measures_that_need_none_are_taken_and_nothing_is_cal
         (("--methods", "mae", "mae", "--budget", "1m"), "--methods mae twice"),
         (("--methods", "mea", "--budget", "1m"), "did you mean mae?"),
         (("--methods", "dvae", "--budget", "1m"), "a tokenizer has no ViT to judge"),
+        (
+            ("--methods", "mae", "beit", "--budget", "100 images"),
+            "half of it for its tokenizer, steps are of 64 images; give '128 images'",
+        ),
+        (("--methods", "mae", "--budget", "63 images"), "'63 images' is less than mae needs: steps are of 64 images"),
         (("--methods", "beit-vit-b16-in1k", "--budget", "1m"), "give --tokenizer"),
         (("--runs", "r", "--budget", "1m"), "leave it out"),
         (("--runs", "r", "--skip", "atention"), "--skip atention"),

@@ -140,7 +140,7 @@ def toy(command: Command, words: dict[str, str], runs: dict[str, str]) -> list[s
     if given[0] == "evaluate":
         given += ["--k", "1", "--workers", "0"] + (["--epochs", "1"] if "finetune" in given else [])
     if given[0] == "compare":
-        given = [f"{word}-nano" if word in RECIPES_HERE else "64 images" if word == "20m" else word for word in given]
+        given = [f"{word}-nano" if word in RECIPES_HERE else "128 images" if word == "20m" else word for word in given]
         given += ["--test", words["TEST"], "--out", "made", "--count", "8", "--workers", "0", "--device", "cpu"]
         given += ["--skip", *sorted({*ANALYSES, *drawing.PICTURES} - {"cka", "curves"})]
     return given

@@ -118,10 +118,25 @@ def settled(settings: Settings) -> Settings:
     methods = tuple(name_of(find(name)) for name in settings.methods)
     _no_twins("--methods", methods)
     for name in methods:
-        first_stage(name, {"budget": settings.budget}, settings.trained / name)  # a published BEiT has no tokenizer
+        _check_budget(name, settings.budget, settings.trained / name)
         if kind_of(find(name)(Facts()).method) == "dvae":
             raise UsageError(f"--methods {name}: a tokenizer has no ViT to judge; beit trains its own")
     return dataclasses.replace(settings, methods=methods)
+
+
+def _check_budget(name: str, budget: str, out: Path) -> None:
+    """Refuse, before the methods ahead of it have had their time, a method that a budget cannot train."""
+    first = first_stage(name, {"budget": budget}, out)  # a published BEiT has no tokenizer, and says so here
+    amount, unit = read_budget(budget)
+    recipes = [first["recipe"], name] if first else [name]
+    for recipe in recipes if unit == "images" else ():
+        batch = find(recipe)(Facts()).batch  # a CPU's: on a GPU some take more, and are refused when it is their turn
+        if amount < batch * len(recipes):
+            half = "half of it for its tokenizer, " if first else ""
+            raise UsageError(
+                f"--budget {budget!r} is less than {name} needs: {half}steps are of {batch} images; "
+                f"give '{batch * len(recipes)} images' or more"
+            )
 
 
 def _no_twins(option: str, given: tuple[str, ...]) -> None:
