@@ -96,6 +96,17 @@ def test_colors_that_the_stream_renders_are_those_that_color_renders(workers):
             assert torch.equal(*(color(h.twins[0], h.plans[0], (0.0,) * 3, (1.0,) * 3) for h in (a, b)))
 
 
+def test_a_slot_is_as_large_as_a_batch_can_be():
+    def everything(grid, rng):
+        return np.ones(grid, bool)
+
+    stream = Stream(Noise(), **SETTINGS | {"masks": (everything, half)}, device_batch=8, steps=1)
+    batch = stream.samples(range(8))
+    sizes = [t.nbytes for t in (*batch.crops, *batch.twins, *batch.masks, *batch.hidden, batch.label, batch.position)]
+    shown = 8 * int((~batch.masks[1]).sum())
+    assert shown > 0 and sum(sizes) == stream._bytes(8) - shown  # all of them multiples of 8
+
+
 def test_every_epoch_shows_every_image_once_in_another_order():
     labels = [b.label for step in Stream(Noise(n=16), **SETTINGS, device_batch=8, steps=4) for b in step]
     first, second = torch.cat(labels[:2]), torch.cat(labels[2:])
@@ -170,11 +181,12 @@ def test_iterating_leaves_torchs_generator_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_workers_are_as_many_as_shared_memory_holds(monkeypatch):
+def test_workers_of_pinned_batches_are_as_many_as_dev_shm_holds_and_others_need_none_of_it(monkeypatch):
     monkeypatch.setattr("unmask.data.stream.shutil.disk_usage", lambda path: type("Usage", (), {"free": 250_000}))
-    stream = Stream(Noise(), **SETTINGS, device_batch=8, steps=1, workers=16)
-    assert 0 < stream.workers < 16
-    assert Stream(Noise(), **SETTINGS, device_batch=8, steps=1).workers == 0
+    settings = SETTINGS | {"device_batch": 8, "steps": 1}
+    assert 0 < Stream(Noise(), **settings, workers=16, pin=True).workers < 16
+    assert Stream(Noise(), **settings, workers=0, pin=True).workers == 0
+    assert Stream(Noise(), **settings, workers=16).workers == 16
 
 
 def test_five_channels_pass_through():

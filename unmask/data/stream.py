@@ -109,7 +109,7 @@ class Stream:
         self.micro_batches = batch // (device_batch * world)
         self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range, render)
         self.layout = (batch, device_batch, rank, world)
-        self.workers = min(workers, self._workers_that_fit(device_batch))
+        self.workers = min(workers, self._workers_that_fit(device_batch)) if pin else workers
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -148,15 +148,20 @@ class Stream:
                 batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def _workers_that_fit(self, device_batch: int) -> int:
-        """How many workers' finished batches shared memory holds: beyond it lies a bus error."""
+        """How many workers' finished batches /dev/shm holds, by which they go to be pinned: beyond lies a bus error.
+
+        Slots do not lie there, but in memory that has no file.
+        """
         if not Path("/dev/shm").is_dir():
             return sys.maxsize
         return shutil.disk_usage("/dev/shm").free // (self._bytes(device_batch) * (_PREFETCH + 1))
 
     def _bytes(self, device_batch: int) -> int:
-        """Of a micro-batch, about: 4 KiB a sample for all that is no pixel."""
+        """Of the tensors of a micro-batch at most, when everything is hidden; each ends on a multiple of 8."""
         sides = [view.shape for view in self.samples.views] + [(t, t) for t in self.samples.twin_sizes]
-        return device_batch * (self.samples.channels * sum(h * w for h, w in sides) + 4096)
+        cells = [gh * gw for gh, gw in self.samples.grids]
+        each = [self.samples.channels * h * w for h, w in sides] + cells + [8 * n for n in (*cells, 1, 1)]
+        return sum(-(-device_batch * size // 8) * 8 for size in each)
 
 
 class Samples:
