@@ -9,6 +9,7 @@ as small as crops.
 Sources: those of `photometry.py`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -58,9 +59,16 @@ def render(
             operations[row].append(OPERATIONS[step])
     found = np.empty_like(pixels)
     for image, names, numbers, place in zip(pixels, operations, factors, found, strict=True):
-        levels = photometry(image, names, numbers)
-        place[:] = levels if levels.ndim == 3 else levels[..., None]
+        put(photometry(image, names, numbers), place)
     return torch.from_numpy(found).permute(0, 3, 1, 2)
+
+
+def put(levels: UInt8[np.ndarray, "h w *_"], place: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write what `photometry` gives; gray becomes RGB (NumPy would take a hundred times as long for it)."""
+    if levels.ndim == 2:
+        cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB, dst=place)
+    else:
+        place[:] = levels
 
 
 def normalize(
@@ -75,7 +83,7 @@ def normalize(
 
 
 def photometry(
-    image: UInt8[np.ndarray, "h w 3"], names: list[str], numbers: Float32[np.ndarray, "6"]
+    image: UInt8[np.ndarray, "h w 3"], names: Sequence[str], numbers: Float32[np.ndarray, "6"]
 ) -> UInt8[np.ndarray, "h w *_"]:
     """Apply operations to one image.
 

@@ -9,6 +9,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 _MASK64 = (1 << 64) - 1
 
@@ -43,7 +44,18 @@ def key(seed: int, *place: int | str) -> np.random.Generator:
         >>> float(key(0, "doc").random()) == float(key(0, "doc").random())
         True
     """
-    return np.random.Generator(np.random.Philox(key=fold(seed, *place)))
+    words = np.array((fold(seed, *place), 0), np.uint64)
+    return np.random.Generator(np.random.Philox(_Key(words)))
+
+
+class _Key(ISeedSequence):
+    """Philox's key as it is: `Philox(key=...)` draws a seed from the system first, which takes three times as long."""
+
+    def __init__(self, words: np.ndarray):
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: type = np.uint32) -> np.ndarray:
+        return self.words
 
 
 @lru_cache(maxsize=64)

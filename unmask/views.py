@@ -124,6 +124,17 @@ class Plan(NamedTuple):
     image: tuple[int, int] | None = None
     """(H, W) in whose pixels the box is; None: of whatever image is cropped"""
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What the photometric operations need: a row of PlanBatch.factors."""
+        return (*self.factors, self.radius, self.gray_mean)
+
+    @property
+    def operations(self) -> list[str]:
+        """Photometric operations by name, in the order of execution."""
+        after = (("gray", self.gray), ("blur", self.radius > 0), ("solarize", self.solarize))
+        return [*(OPERATIONS[k] for k in self.order), *(name for name, asked in after if asked)]
+
 
 class PlanBatch(NamedTuple):
     """What the plans of a batch leave to the device; the photometric part as NumPy arrays.
@@ -159,25 +170,39 @@ def plan(view: View, size: tuple[int, int], rng: np.random.Generator) -> Plan:
         rng: the generator of this view of this sample.
     """
     box = random_box(size, view.scale, view.ratio, rng)
-    drawn = Plan(box, view.shape, bool(rng.random() < view.flip), view.interpolation, view.twin, image=size)
-    if view.jitter and rng.random() < view.jitter.p:
-        spans = (view.jitter.brightness, view.jitter.contrast, view.jitter.saturation)
-        factors = [float(rng.uniform(max(0.0, 1 - span), 1 + span)) for span in spans]
-        factors.append(float(rng.uniform(-view.jitter.hue, view.jitter.hue)))
-        active = (*spans, view.jitter.hue)
-        order = tuple(int(k) for k in rng.permutation(4) if active[k] > 0)
-        drawn = drawn._replace(order=order, factors=tuple(factors))
-    if view.gray:
-        drawn = drawn._replace(gray=bool(rng.random() < view.gray))
-    if view.blur and rng.random() < view.blur.p:
-        drawn = drawn._replace(radius=float(rng.uniform(*view.blur.radius)))
-    if view.solarize:
-        drawn = drawn._replace(solarize=bool(rng.random() < view.solarize))
+    flip = rng.random() < view.flip
+    order, factors = _draw_jitter(view.jitter, rng)
+    gray = view.gray > 0 and rng.random() < view.gray
+    blurred = view.blur and rng.random() < view.blur.p
+    radius = _between(*view.blur.radius, rng) if view.blur and blurred else 0.0
+    solarize = view.solarize > 0 and rng.random() < view.solarize
+    drawn = Plan(
+        box, view.shape, flip, view.interpolation, view.twin, order, factors, gray, radius, solarize, image=size
+    )
     if view.randaugment:
         drawn = drawn._replace(augment=randaugment.draw(view.randaugment, rng), fill=view.randaugment.fill)
     if view.erase and rng.random() < view.erase:
         drawn = drawn._replace(erased=draw_erased(view.shape, rng))
     return drawn
+
+
+def _draw_jitter(
+    jitter: Jitter | None, rng: np.random.Generator
+) -> tuple[tuple[int, ...], tuple[float, float, float, float]]:
+    """Order and factors of a Plan."""
+    if jitter is None or rng.random() >= jitter.p:
+        return (), (1.0, 1.0, 1.0, 0.0)
+    b, c, s = (
+        _between(max(0.0, 1 - span), 1 + span, rng) for span in (jitter.brightness, jitter.contrast, jitter.saturation)
+    )
+    hue = _between(-jitter.hue, jitter.hue, rng)
+    active = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    return tuple(k for k in rng.permutation(4).tolist() if active[k] > 0), (b, c, s, hue)
+
+
+def _between(low: float, high: float, rng: np.random.Generator) -> float:
+    """What rng.uniform(low, high) gives, to the last bit, in a third of its time."""
+    return low + (high - low) * rng.random()
 
 
 def random_box(
@@ -191,8 +216,8 @@ def random_box(
     height, width = size
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
+        area = height * width * _between(*scale, rng)
+        aspect = math.exp(_between(low, high, rng))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
@@ -259,24 +284,40 @@ def gray_mean(image: UInt8[Tensor, "C H W"]) -> float:
     return float(means @ torch.tensor(weights, dtype=torch.float64))
 
 
-def stack(plans: list[Plan], mixed: tuple[Mixed, ...] = ()) -> PlanBatch:
-    """Gather what is to be done to a batch on its device, and who needs which operation when."""
-    factors = np.array([(*p.factors, p.radius, p.gray_mean) for p in plans], np.float32)
-    turns = [(k, [p.order[turn : turn + 1] == (k,) for p in plans]) for turn in range(4) for k in range(4)]
-    turns.append((OPERATIONS.index("gray"), [p.gray for p in plans]))
-    turns.append((OPERATIONS.index("blur"), [p.radius > 0 for p in plans]))
-    turns.append((OPERATIONS.index("solarize"), [p.solarize for p in plans]))
-    chosen = [(operation, np.flatnonzero(who)) for operation, who in turns if any(who)]
+def stack(plans: list[Plan], mixed: tuple[Mixed, ...] = (), rendered: bool = False) -> PlanBatch:
+    """Gather what is to be done to a batch on its device, and who needs which operation when.
+
+    Args:
+        plans: one an image.
+        mixed: see PlanBatch.
+        rendered: whether `render` did the photometric operations.
+    """
+    factors = np.array([p.numbers for p in plans], np.float32)
+    chosen = [] if rendered else _turns(plans)
     erased = tuple((row, p.erased) for row, p in enumerate(plans) if p.erased is not None)
     return PlanBatch(factors, tuple(k for k, _ in chosen), tuple(rows for _, rows in chosen), erased, mixed)
 
 
-def render(images: UInt8[Tensor, "B 3 h w"], plans: PlanBatch) -> tuple[UInt8[Tensor, "B 3 h w"], PlanBatch]:
-    """Render the photometric operations by OpenCV, see `photometry_cpu.does`; levels, and what is left to do."""
-    if not plans.steps:
-        return images, plans
-    levels = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows)
-    return levels, plans._replace(steps=(), rows=())
+def _turns(plans: list[Plan]) -> list[tuple[int, np.ndarray]]:
+    """An operation, and the samples that it applies to: in the order of execution of each of them."""
+    turns = [(k, [p.order[turn : turn + 1] == (k,) for p in plans]) for turn in range(4) for k in range(4)]
+    turns.append((OPERATIONS.index("gray"), [p.gray for p in plans]))
+    turns.append((OPERATIONS.index("blur"), [p.radius > 0 for p in plans]))
+    turns.append((OPERATIONS.index("solarize"), [p.solarize for p in plans]))
+    return [(operation, np.flatnonzero(who)) for operation, who in turns if any(who)]
+
+
+def render(image: UInt8[Tensor, "3 h w"], plan: Plan, place: UInt8[Tensor, "3 h w"]) -> None:
+    """Render the plan's photometric operations by OpenCV, see `photometry_cpu.does`.
+
+    Args:
+        image: a crop, or its twin; stays as it is.
+        place: where the levels are written; channels last in memory.
+    """
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    numbers = np.array(plan.numbers, np.float32)  # as `stack` gives them
+    levels = photometry_cpu.photometry(pixels, plan.operations, numbers)
+    photometry_cpu.put(levels, place.permute(1, 2, 0).numpy())
 
 
 def color(
@@ -294,7 +335,8 @@ def color(
     """
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
     if photometry_cpu.does(images.shape[1], images.device):
-        normalized = photometry_cpu.normalize(render(images, plans)[0], scale, shift)
+        levels = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows) if plans.steps else images
+        normalized = photometry_cpu.normalize(levels, scale, shift)
     else:
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         if plans.steps:

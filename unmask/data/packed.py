@@ -37,10 +37,10 @@ class Slots:
         self.memory = mmap.mmap(-1, workers * each * self.size)  # no page of it exists before it is written
         self.taken = np.frombuffer(mmap.mmap(-1, workers * each), np.uint8)
 
-    def take(self, size: int) -> int | None:
-        """In a worker: a free slot for `size` bytes, from now on taken; None: there is none."""
+    def take(self) -> int | None:
+        """In a worker: a free slot, from now on taken; None: there is none."""
         worker = get_worker_info()
-        if worker is None or size > self.size:
+        if worker is None:
             return None
         for slot in range(worker.id * self.each, (worker.id + 1) * self.each):
             if not self.taken[slot]:
@@ -58,9 +58,57 @@ class Slots:
         if os.getpid() == parent:  # another child that was forked meanwhile drops its copy, not the batch
             self.taken[slot] = 0
 
-    def block(self, slot: int, size: int) -> UInt8[Tensor, "_"]:
+    def block(self, slot: int) -> UInt8[Tensor, "_"]:
         """In the worker that took it: a slot's memory."""
-        return torch.from_numpy(np.frombuffer(self.memory, np.uint8, size, slot * self.size))
+        return torch.from_numpy(np.frombuffer(self.memory, np.uint8, self.size, slot * self.size))
+
+
+class Room:
+    """Memory that a batch is made in: a slot, where one is free, so that nothing need be copied there later.
+
+    Args:
+        slots: of the workers, or None.
+        size: bytes of new memory, where there is no slot.
+    """
+
+    def __init__(self, slots: Slots | None = None, size: int = 0):
+        self.slots, self.slot, self.used = slots, slots.take() if slots else None, 0
+        new = slots is None or self.slot is None
+        self.block = torch.empty(size, dtype=torch.uint8) if new else slots.block(self.slot)
+
+    def images(self, n: int, channels: int, shape: tuple[int, int]) -> UInt8[Tensor, "n C h w"]:
+        """Memory for n images, channels last: here, if it fits in."""
+        part = (torch.uint8, (n, *shape, channels), self.used, True)
+        size = n * channels * shape[0] * shape[1]
+        if not self.fits(size):
+            return torch.empty(part[1], dtype=torch.uint8).permute(0, 3, 1, 2)
+        self.used += _padded(size)
+        return _tensor(self.block, part)
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes more fit in."""
+        return self.used + _padded(size) <= len(self.block)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies here."""
+        return 0 <= tensor.data_ptr() - self.block.data_ptr() < len(self.block)
+
+    def bring(self, tensor: Tensor) -> Part:
+        """Copy a tensor into this memory, if it does not lie there."""
+        last = tensor.ndim == 4
+        shape = tuple(tensor.permute(0, 2, 3, 1).shape if last else tensor.shape)
+        if self.holds(tensor):
+            return tensor.dtype, shape, tensor.data_ptr() - self.block.data_ptr(), last
+        part = (tensor.dtype, shape, self.used, last)
+        _tensor(self.block, part).copy_(tensor)
+        self.used += _padded(tensor.nbytes)
+        return part
+
+    def leave(self) -> None:
+        """Give the slot back: no batch is sent in it."""
+        if self.slots is not None and self.slot is not None:
+            self.slots.taken[self.slot] = 0
+        self.slot = None
 
 
 @dataclass
@@ -83,21 +131,15 @@ class Packed:
         return replace(self, block=self.block.pin_memory())
 
 
-def pack(batch: Any, names: Sequence[str], slots: Slots | None) -> Packed:
-    """Copy the tensors of the fields `names`, one or a tuple each, to one block: a slot, where one is free."""
+def pack(batch: Any, names: Sequence[str], room: Room) -> Packed:
+    """Bring the tensors of the fields `names`, one or a tuple each, into one block: the room's, if they fit in."""
     tensors: list[Tensor] = []
     numbered = batch._replace(**{name: _put(getattr(batch, name), tensors) for name in names})
-    parts, offset = [], 0
-    for tensor in tensors:
-        last = tensor.ndim == 4
-        shape = tuple(tensor.permute(0, 2, 3, 1).shape if last else tensor.shape)
-        parts.append((tensor.dtype, shape, offset, last))
-        offset += -(-tensor.nbytes // 8) * 8  # int64 must lie on a multiple of 8
-    slot = None if slots is None else slots.take(offset)
-    block = torch.empty(offset, dtype=torch.uint8) if slot is None or slots is None else slots.block(slot, offset)
-    for part, tensor in zip(parts, tensors, strict=True):
-        _tensor(block, part).copy_(tensor)
-    return Packed(block if slot is None else slot, offset, parts, numbered, names)
+    if not room.fits(sum(_padded(tensor.nbytes) for tensor in tensors if not room.holds(tensor))):
+        room.leave()  # this process alone writes there, and not before the next batch
+        room = Room(size=sum(_padded(tensor.nbytes) for tensor in tensors))
+    parts = [room.bring(tensor) for tensor in tensors]
+    return Packed(room.block if room.slot is None else room.slot, room.used, parts, numbered, names)
 
 
 def unpack(packed: Packed, slots: Slots | None) -> Any:
@@ -108,6 +150,10 @@ def unpack(packed: Packed, slots: Slots | None) -> Any:
         block = slots.lend(block, packed.size)
     tensors = [_tensor(block, part) for part in packed.parts]
     return packed.batch._replace(**{name: _get(getattr(packed.batch, name), tensors) for name in packed.names})
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8  # int64 must lie on a multiple of 8
 
 
 # not functions inside those that use them: one that calls itself is a cycle, which would hold a batch's memory until

@@ -26,7 +26,7 @@ from ..mixing import plan_mixed
 from ..randomness import fold, key, shuffled_index
 from ..views import Plan, PlanBatch, View, crop, divisor, expand, gray_mean, plan, render, stack, twin
 from .decode import decode
-from .packed import Packed, Slots, pack, unpack
+from .packed import Packed, Room, Slots, pack, unpack
 from .record import BadImage, Source
 
 MaskFunction = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
@@ -217,37 +217,39 @@ class Samples:
         first = "; ".join(f"{name}: {why}" for name, why in bad[:3])
         raise ValueError(f"{self.source.name}: {len(bad)} images in a row cannot be read: {first}")
 
-    def __call__(self, positions: Sequence[int]) -> HostBatch:
-        """Draw, decode and crop the samples at these positions."""
-        crops: list[list[Tensor]] = [[] for _ in self.views]
-        twins: list[list[Tensor]] = [[] for _ in self.twin_sizes]
-        plans: list[list] = [[] for _ in self.views]
+    def __call__(self, positions: Sequence[int], room: Room | None = None) -> HostBatch:
+        """Draw, decode and crop the samples at these positions.
+
+        Args:
+            positions: of a micro-batch.
+            room: where pixels are to lie; None: in new memory.
+        """
+        room = room or Room()
+        crops = [room.images(len(positions), self.channels, view.shape) for view in self.views]
+        twins = [room.images(len(positions), self.channels, (side, side)) for side in self.twin_sizes]
+        plans: list[list[Plan]] = [[] for _ in self.views]
         labels, bad = [], []
-        for position in positions:
+        for row, position in enumerate(positions):
             image, drawn, label, missed = self.image(position)
             labels.append(label)
             bad += missed
             doubles = iter(twins)
             mean = gray_mean(image) if any(view.jitter_before_crop for view in self.views) else -1.0
             for v, (view, one) in enumerate(zip(self.views, drawn, strict=True)):
-                plans[v].append(one._replace(gray_mean=mean) if view.jitter_before_crop else one)
-                crops[v].append(crop(image, one))
+                one = one._replace(gray_mean=mean) if view.jitter_before_crop else one
+                plans[v].append(one)
+                self._put(crop(image, one), one, crops[v][row])
                 if view.twin is not None:
-                    next(doubles).append(twin(image, one))
+                    self._put(twin(image, one), one, next(doubles)[row])
         masks = [
             np.stack([policy(grid, key(self.seed, "mask", v, p)).reshape(-1) for p in positions])
             for v, (policy, grid) in enumerate(zip(self.masks, self.grids, strict=True))
         ]
         mixed = [plan_mixed(view.mix, view.shape, self.seed, v, positions) for v, view in enumerate(self.views)]
-        pairs = [(_stack_last(images), stack(p, m)) for images, p, m in zip(crops, plans, mixed, strict=True)]
-        doubles = iter(map(_stack_last, twins))
-        doubled = [(next(doubles), p) for view, (_, p) in zip(self.views, pairs, strict=True) if view.twin is not None]
-        if self.render:
-            pairs, doubled = ([render(*pair) for pair in some] for some in (pairs, doubled))
         return HostBatch(
-            crops=tuple(images for images, _ in pairs),
-            plans=tuple(left for _, left in pairs),
-            twins=tuple(images for images, _ in doubled),
+            crops=tuple(crops),
+            plans=tuple(stack(p, m, self.render) for p, m in zip(plans, mixed, strict=True)),
+            twins=tuple(twins),
             masks=tuple(torch.from_numpy(mask) for mask in masks),
             hidden=tuple(torch.from_numpy(np.flatnonzero(mask)) for mask in masks),
             label=torch.tensor(labels, dtype=torch.int64),
@@ -255,10 +257,12 @@ class Samples:
             bad=tuple(bad),
         )
 
-
-def _stack_last(images: list[UInt8[Tensor, "C h w"]]) -> UInt8[Tensor, "B C h w"]:
-    """Stack in channels-last memory, as the crops come."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    def _put(self, image: UInt8[Tensor, "C h w"], plan: Plan, place: UInt8[Tensor, "C h w"]) -> None:
+        """Write an image to its place in the batch, rendered if that is asked for."""
+        if self.render:
+            render(image, plan, place)
+        else:
+            place.copy_(image)
 
 
 class _MicroBatches(Dataset):
@@ -271,9 +275,11 @@ class _MicroBatches(Dataset):
         batch, device_batch, rank, world = self.layout
         step, m = divmod(k, self.micro)
         first = step * batch + (m * world + rank) * device_batch
+        room = Room(self.slots)
         try:
-            return pack(self.samples(range(first, first + device_batch)), _TENSORS, self.slots)
+            return pack(self.samples(range(first, first + device_batch), room), _TENSORS, room)
         except (ValueError, OSError) as error:  # as it is: the loader would wrap it in a traceback
+            room.leave()
             return error
 
 
