@@ -197,3 +197,25 @@ def test_what_is_no_image_is_a_bad_image():
 def test_ready_pixels_pass_through():
     done = decode_function(Record(RGB.copy(), 0, "demo"))
     assert torch.equal(done, torch.from_numpy(RGB).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"a photograph"}, {"dpi": (300, 300)}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_header_of_a_plain_jpeg_tells_its_size(mode, options):
+    data = saved(Image.fromarray(SMOOTH).convert(mode).crop((0, 0, 31, 17)), "JPEG", **options)
+    assert decode_module.plain_size(data) == (17, 31)
+
+
+@pytest.mark.parametrize("kind", ["Exif", "XMP", "CMYK", "PNG", "cut", "empty"])
+def test_what_is_no_plain_jpeg_is_left_to_pillow(kind):
+    image, exif = Image.fromarray(SMOOTH), Image.Exif()
+    exif[0x0112] = 6
+    data = {
+        "Exif": lambda: saved(image, "JPEG", exif=exif),
+        "XMP": lambda: saved(image, "JPEG", xmp=b"<x:xmpmeta xmlns:tiff='' tiff:Orientation='6'/>"),
+        "CMYK": lambda: saved(image.convert("CMYK"), "JPEG"),
+        "PNG": lambda: saved(image, "PNG"),
+        "cut": lambda: saved(image, "JPEG")[:30],
+        "empty": bytes,
+    }[kind]()
+    assert decode_module.plain_size(data) is None
