@@ -7,9 +7,9 @@ crop: one random resized crop at 224 px, mirrored, uint8; ours from a folder, a 
 ten, 2 x 224 + 8 x 96, with all their colors, normalized. small and large: JPEGs made from scikit-image's
 photographs, or --data's as they are; decoded: the small ones, decoded before the clock starts. With w workers each
 contender has w cores, whatever processes it runs on them, and w threads in its main one; the files are in the page
-cache; starting the workers is not counted. Ours is what the others are compared with; memory is the main process's.
-"of the floor": decoding alone (where images are decoded: their crops alone, resized), in the same round, over the
-contender's time. Tables go to the screen and to `results/<machine>.md`, except under --quick.
+cache; starting and ending the workers is not counted. Ours is what the others are compared with; memory is the main
+process's. "of the floor": decoding alone (where images are decoded: their crops alone, resized), in the same round,
+over the contender's time. Tables go to the screen and to `results/<machine>.md`, except under --quick.
 """
 
 import argparse

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.randomness import fold, key, shuffled_index
+from unmask.randomness import between, fold, key, shuffled_index
 
 seeds = st.integers(0, 2**63 - 1)
 places = st.lists(st.integers(-(2**40), 2**40) | st.text(st.characters(codec="ascii", categories=["L"])), max_size=4)
@@ -72,3 +72,15 @@ def test_first_numbers_of_neighboring_keys_are_uniform_and_independent():
     counts = np.histogram(first, bins=20, range=(0, 1))[0]
     assert ((counts - 250) ** 2 / 250).sum() < 19 + 5 * np.sqrt(38)
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 5 / np.sqrt(5000)
+
+
+def test_between_draws_what_numpys_uniform_draws():
+    ours, theirs = key(0, "between"), key(0, "between")
+    spans = [(0.2, 1.0), (-0.1, 0.1), (0.6, 1.4), (1e-3, 1e3)] * 50
+    assert [between(*span, ours) for span in spans] == [theirs.uniform(*span) for span in spans]
+
+
+def test_a_key_is_philox_keyed_by_its_folded_number():
+    ours, theirs = key(5, "a", 1), np.random.Generator(np.random.Philox(key=fold(5, "a", 1)))
+    assert ours.random(5).tolist() == theirs.random(5).tolist()
+    assert ours.integers(0, 1000, 5).tolist() == theirs.integers(0, 1000, 5).tolist()

@@ -8,7 +8,6 @@ Geometry is torchvision's RandomResizedCrop, resizing is ATen's antialiased uint
 algorithm, within one gray level); photometric operations are in `photometry.py`, by OpenCV in `photometry_cpu.py`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,27 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from . import photometry_cpu, randaugment
+from .boxes import random_box
 from .erasing import Erased, draw_erased, erase
 from .framing import resize
+from .jitter import Jitter, draw_jitter
 from .mixing import Mix, Mixed, mix_images
 from .photometry import LARGEST_RADIUS, OPERATIONS, photometry
 from .randaugment import RandAugment
-
-
-@dataclass(frozen=True)
-class Jitter:
-    """Random brightness, contrast, saturation and hue, in random order (torchvision's ColorJitter)."""
-
-    brightness: float = 0.4
-    """factor drawn from 1 - b ... 1 + b"""
-    contrast: float = 0.4
-    """factor about the mean gray level, 1 - c ... 1 + c"""
-    saturation: float = 0.4
-    """factor about the pixel's gray level, 1 - s ... 1 + s; iBOT 0.2"""
-    hue: float = 0.0
-    """turn of the color circle, -h ... h, h <= 0.5; iBOT 0.1"""
-    p: float = 1.0
-    """probability; BEiT 1, iBOT 0.8"""
+from .randomness import between
 
 
 @dataclass(frozen=True)
@@ -171,10 +157,10 @@ def plan(view: View, size: tuple[int, int], rng: np.random.Generator) -> Plan:
     """
     box = random_box(size, view.scale, view.ratio, rng)
     flip = rng.random() < view.flip
-    order, factors = _draw_jitter(view.jitter, rng)
+    order, factors = draw_jitter(view.jitter, rng)
     gray = view.gray > 0 and rng.random() < view.gray
     blurred = view.blur and rng.random() < view.blur.p
-    radius = _between(*view.blur.radius, rng) if view.blur and blurred else 0.0
+    radius = between(*view.blur.radius, rng) if view.blur and blurred else 0.0
     solarize = view.solarize > 0 and rng.random() < view.solarize
     drawn = Plan(
         box, view.shape, flip, view.interpolation, view.twin, order, factors, gray, radius, solarize, image=size
@@ -184,49 +170,6 @@ def plan(view: View, size: tuple[int, int], rng: np.random.Generator) -> Plan:
     if view.erase and rng.random() < view.erase:
         drawn = drawn._replace(erased=draw_erased(view.shape, rng))
     return drawn
-
-
-def _draw_jitter(
-    jitter: Jitter | None, rng: np.random.Generator
-) -> tuple[tuple[int, ...], tuple[float, float, float, float]]:
-    """Order and factors of a Plan."""
-    if jitter is None or rng.random() >= jitter.p:
-        return (), (1.0, 1.0, 1.0, 0.0)
-    b, c, s = (
-        _between(max(0.0, 1 - span), 1 + span, rng) for span in (jitter.brightness, jitter.contrast, jitter.saturation)
-    )
-    hue = _between(-jitter.hue, jitter.hue, rng)
-    active = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    return tuple(k for k in rng.permutation(4).tolist() if active[k] > 0), (b, c, s, hue)
-
-
-def _between(low: float, high: float, rng: np.random.Generator) -> float:
-    """What rng.uniform(low, high) gives, to the last bit, in a third of its time."""
-    return low + (high - low) * rng.random()
-
-
-def random_box(
-    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draw torchvision's RandomResizedCrop box: ten tries, then the central box of nearest ratio.
-
-    Returns:
-        top, left, height, width in pixels, inside the image.
-    """
-    height, width = size
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = height * width * _between(*scale, rng)
-        aspect = math.exp(_between(low, high, rng))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = min(height, max(1, round(width / ratio[0])))
-    elif width / height > ratio[1]:
-        w = min(width, max(1, round(height * ratio[1])))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def crop(image: UInt8[Tensor, "C H W"], plan: Plan) -> UInt8[Tensor, "C h w"]:

@@ -56,11 +56,13 @@ def make(data: str, work: Work, colored: bool) -> Turn:
     )
 
     def turn() -> Took:
+        took = Took(0)
         for (host,) in stream:
             if colored:
                 for crops, plans in zip(host.crops, host.plans, strict=True):
                     color(crops, plans, MEAN, STD)
-        return gate.since()
+            took = gate.since()
+        return took
 
     return turn
 
@@ -114,8 +116,9 @@ def cropping(data: str, work: Work) -> Turn:
 def _going_through(dataset: Dataset, work: Work, gate: Gate) -> Turn:
     def turn() -> Took:
         loader = DataLoader(dataset, work.batch, num_workers=work.workers, multiprocessing_context="fork")
+        took = Took(0)
         for _ in loader:
-            pass
-        return gate.since()
+            took = gate.since()
+        return took
 
     return turn

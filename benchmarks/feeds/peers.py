@@ -54,10 +54,12 @@ def loading(files: Files, work: Work, after: Callable[[list[Tensor]], object] | 
 
     def turn() -> Took:
         loader = DataLoader(files, work.batch, num_workers=work.workers, multiprocessing_context="fork")
+        took = Took(0)
         for batch in loader:
             if after is not None:
                 after(batch)
-        return files.gate.since()
+            took = files.gate.since()
+        return took
 
     return turn
 
@@ -90,6 +92,11 @@ class Solarize:
 def _open(file: str) -> Image.Image:
     with Image.open(file) as image:
         return image.convert("RGB")
+
+
+def _size(file: str) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
 
 
 def pillow(folder: str, work: Work) -> Turn:
@@ -180,7 +187,7 @@ def kornia(folder: str, work: Work) -> Turn:
 
     chains = [chain(view) for view in expand(work.views)]
     files = Files(folder, work, _decode, [])
-    (width, height), _ = Counter(Image.open(file).size for file in files.files).most_common(1)[0]
+    (width, height), _ = Counter(map(_size, files.files)).most_common(1)[0]
     files.transforms = [v2.Resize((height, width), antialias=True)]  # gives an image of that size back as it is
 
     def after(batch: list[Tensor]) -> list[Tensor]:

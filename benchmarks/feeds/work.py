@@ -64,5 +64,5 @@ class Gate:
             self.opened.value = time.monotonic()  # one clock for all processes
 
     def since(self) -> Took:
-        """Seconds since the gate opened."""
+        """Seconds since the gate opened; to be taken when the last batch is there: ending workers is not timed."""
         return Took(time.monotonic() - self.opened.value)

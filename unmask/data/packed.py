@@ -73,8 +73,10 @@ class Room:
 
     def __init__(self, slots: Slots | None = None, size: int = 0):
         self.slots, self.slot, self.used = slots, slots.take() if slots else None, 0
-        new = slots is None or self.slot is None
-        self.block = torch.empty(size, dtype=torch.uint8) if new else slots.block(self.slot)
+        if slots is None or self.slot is None:
+            self.block = torch.empty(size, dtype=torch.uint8)
+        else:
+            self.block = slots.block(self.slot)
 
     def images(self, n: int, channels: int, shape: tuple[int, int]) -> UInt8[Tensor, "n C h w"]:
         """Memory for n images, channels last: here, if it fits in."""
