@@ -219,3 +219,10 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow(kind):
         "empty": bytes,
     }[kind]()
     assert decode_module.plain_size(data) is None
+
+
+def test_segments_without_end_are_not_followed_to_it():
+    endless = b"\xff\xd8" + b"\xff\xe0\x00\x02" * (1 << 18)
+    size = b"\xff\xc0\x00\x11\x08\x00\x10\x00\x20\x03" + bytes(9)
+    assert decode_module.plain_size(endless[:1002] + size) == (16, 32)
+    assert decode_module.plain_size(endless + size) is None

@@ -53,6 +53,7 @@ _TURNS = {  # EXIF orientation: [H W C] -> upright
 }
 _FRAMES = {0xC0, 0xC1, 0xC2}  # of JPEG: baseline, extended, progressive
 _PLAIN_MARKERS = _FRAMES | {0xC4, 0xDB, 0xDD, 0xFE} | set(range(0xE0, 0xF0)) - {0xE1}  # in 0xE1 are Exif and XMP
+_HEADER = 1 << 20  # bytes in which a plain file's size is found: a hostile one has segments without end
 _LYING = {5, 6, 7, 8}  # orientations in which rows are stored as columns
 
 
@@ -113,7 +114,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
     if data[:2] != b"\xff\xd8":
         return None
     at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) in _PLAIN_MARKERS:
+    while at + 10 <= min(len(data), _HEADER) and data[at] == 0xFF and (marker := data[at + 1]) in _PLAIN_MARKERS:
         if marker in _FRAMES:
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
             return (height, width) if height * width and data[at + 4] == 8 and data[at + 9] in (1, 3) else None
