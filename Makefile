@@ -45,7 +45,7 @@ parity: $(READY)  ## golden vectors of the official code, and other libraries wi
 # memory.py prints formulas, precision.py and random_tokenizer.py train, waits.py is for a GPU
 BENCHMARKS := step input end_to_end
 
-bench: $(READY)  ## every benchmark at sizes of seconds; python benchmarks/step.py measures
+bench: $(READY)  ## the benchmarks of speed at sizes of seconds; python benchmarks/step.py measures
 	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 docs: $(READY)  ## build the documentation into site/

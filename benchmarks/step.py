@@ -11,7 +11,7 @@ code is not part of this package: `steps/official.py` says where it is looked fo
 by case, to `results/<machine>.md`, except under --quick, whose sizes are too small to tell.
 
 On a GPU (where there is one, if --device does not say otherwise) the same contenders run there, in fp32 as torch has
-it and under bf16 autocast; the default cases are those that issue 7 names for it. Ours is compared with
+it and under bf16 autocast; the default cases are ViTs from small to large. Ours is compared with
 compiled blocks, as `unmask pretrain` has them there, and uncompiled beside it (--no-compile: that alone). Memory is
 the GPU's, and a note says how many TFLOP/s our steps do by formula (`unmask/flops.py`), and which share of
 --peak-tflops that is: 790 for an H200's dense bf16 rate, of which half is the goal.

@@ -137,7 +137,7 @@ def test_relaxed_codes_are_soft_by_default_and_follow_the_temperature():
 
 @pytest.mark.parametrize("cells", [1, 3, 40])
 def test_one_pass_over_the_logits_gives_what_four_would(cells, monkeypatch):
-    monkeypatch.setattr(logits_module, "CACHE_VALUES", 4 * 11)  # four cells at a time
+    monkeypatch.setattr(logits_module, "AT_A_TIME", 4 * 11)  # four cells at a time
     logits, noise = (
         torch.randn(2, cells, 11, dtype=torch.double, requires_grad=True),
         torch.randn(2, cells, 11).double(),

@@ -16,7 +16,7 @@ def scores(rows: int, ids: int, dtype: torch.dtype = torch.float32) -> tuple[tor
 
 @pytest.mark.parametrize("few", [1, 3, 100])
 def test_value_and_gradient_are_torchs(monkeypatch, few):
-    monkeypatch.setattr(module, "CACHE_VALUES", 50 * few)
+    monkeypatch.setattr(module, "AT_A_TIME", 50 * few)
     logits, target = scores(10, 50)
     found = cross_entropy(logits, target)
     known = F.cross_entropy(logits, target, reduction="sum")

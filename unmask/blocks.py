@@ -166,7 +166,7 @@ class Block(nn.Module):
 def add(
     x: Float[Tensor, "*rows D"], branch: Float[Tensor, "*rows D"], factor: Float[Tensor, "*_"] | None
 ) -> Float[Tensor, "*rows D"]:
-    """X + factor * branch in one pass over memory."""
+    """The residual sum, x + factor * branch, in one pass over memory."""
     return x + branch if factor is None else torch.addcmul(x, branch, factor)
 
 

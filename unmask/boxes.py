@@ -12,6 +12,11 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Draw torchvision's RandomResizedCrop box: ten tries, then the central box of nearest ratio.
 
+    Args:
+        size: of the image, (height, width) in pixels.
+        scale: least and largest share of the image's area.
+        ratio: least and largest width over height.
+        rng: what draws.
     Returns:
         top, left, height, width in pixels, inside the image.
     """

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, Dataset
 from unmask import photometry_cpu
 from unmask.allocator import keep_memory
 from unmask.data import Record, Source, Stream, decode, open_source
-from unmask.randomness import key
-from unmask.views import color, crop, expand, plan
+from unmask.data.stream import Samples
+from unmask.views import color, crop
 
 from .work import MEAN, STD, Gate, Work, pin
 
@@ -93,20 +93,20 @@ def decoding(data: str, work: Work) -> Turn:
 
 
 class _Cropped(Dataset):
-    def __init__(self, source: Gated, work: Work):
-        self.source, self.images, self.views = source, work.images, expand(work.views)
+    def __init__(self, source: Source, work: Work):
+        self.samples = Samples(source, work.views, (), (), 0, 3, None, False)
+        self.images = work.images
 
     def __len__(self) -> int:
         return self.images
 
     def __getitem__(self, i: int) -> int:
-        image = decode(self.source[i % len(self.source)])
-        size = (image.shape[1], image.shape[2])
-        return sum(crop(image, plan(view, size, key(0, "view", v, i))).shape[1] for v, view in enumerate(self.views))
+        image, plans, _, _ = self.samples.image(i)
+        return sum(crop(image, plan).shape[1] for plan in plans)
 
 
 def cropping(data: str, work: Work) -> Turn:
-    """What cannot be left out of views of decoded images: every crop, resized; nothing is colored or passed on."""
+    """What cannot be left out of views: decoding at the size they need, every crop, resized; none is kept."""
     pin(work.workers)
     keep_memory()
     gate = Gate(work.workers)

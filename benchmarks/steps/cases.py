@@ -1,4 +1,4 @@
-"""The training steps that are compared: sizes and batches of issue 7, on a CPU and on a GPU, and small ones."""
+"""The training steps that are compared: sizes for a CPU, for a GPU, and for a look whether all runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -151,7 +151,7 @@ CASES = (
     _dvae("dvae-64", 32, 64, 8192, 512, 64),
     _dvae("dvae-112", 16, 112, 8192, 512, 64),
 )
-"""issue 7, section 2"""
+"""on a CPU: "The speed of a step" in docs/results.md"""
 LARGE = (
     _mae("mae-large", 4, _vit("large"), (512, 8, 16)),
     _ibot("ibot-base", 2, _vit("base"), (96, 0), {}),
@@ -166,7 +166,7 @@ GPU_IMAGES = {
     "ibot-small-10-locals": 64,
     "ibot-base": 64,
 }
-"""issue 7, section 3: images of a step such that all contenders should fit on 78 GiB together. The GPU holds the
+"""on a GPU: images of a step such that all contenders should fit on 78 GiB together. The GPU holds the
 weights, gradients and moments of all (16 bytes a parameter, ours 12 between steps; MAE-L: 49 GB), but the activations
 of one (`on_gpu.py`). The official fp32 step keeps most: 14 GB in MAE-B, 10 in MAE-L, 24 in iBOT-S, 21 in iBOT-B, by
 the sizes of what autograd saves. Not yet measured on a GPU"""
@@ -192,7 +192,7 @@ def chosen(names: Sequence[str], quick: bool, device: str, images: int | None) -
     """The cases to run.
 
     Args:
-        names: of cases; none: those that issue 7 has for the device, or the small ones.
+        names: of cases; none: those for the device, or the small ones.
         quick: the small ones.
         device: cpu or cuda.
         images: of a step, in place of what the case has for the device.

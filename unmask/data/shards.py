@@ -191,17 +191,12 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
     place, names = 0, None
     many: list[tuple[int, int]] = []  # image and label, where an image has a list of them
     lists = 0
+    _check_room(files, building)
     with Writer(building) as writer, (building / "images.bin").open("wb") as out:
         for path in files:
-            try:
-                table = pq.ParquetFile(path)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{path}: not a whole parquet file ({error}); copy it again") from error
+            table = pq.ParquetFile(path)
             image = image_column(table.schema_arrow, str(path))
             names = names or class_names(table.schema_arrow)
-            wanted = sum(table.metadata.row_group(g).total_byte_size for g in range(table.metadata.num_row_groups))
-            if wanted > shutil.disk_usage(building).free:
-                raise ValueError(f"{path}: needs {wanted >> 20} MiB in {cache_root()}; free some, or set UNMASK_CACHE")
             labelled = "label" in table.schema_arrow.names
             listed = labelled and pa.types.is_list(table.schema_arrow.field("label").type)
             for batch in table.iter_batches(256, columns=[image, *(["label"] if labelled else [])]):
@@ -230,6 +225,23 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
         if lists:
             _keep_many(many, building)
         writer.finish(names)
+
+
+def _check_room(files: list[Path], building: Path) -> None:
+    """Refuse, before the first byte is copied, files that are not whole and files that do not fit together."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = 0
+    for path in files:
+        try:
+            about = pq.read_metadata(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a whole parquet file ({error}); copy it again") from error
+        wanted += sum(about.row_group(g).total_byte_size for g in range(about.num_row_groups))
+    if wanted > shutil.disk_usage(building).free:
+        named = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else f"{files[0]}"
+        raise ValueError(f"{named}: need {wanted >> 20} MiB in {cache_root()}; free some, or set UNMASK_CACHE")
 
 
 def image_column(schema, name: str) -> str:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CACHE_VALUES = 1 << 20
+AT_A_TIME = 1 << 20
 """numbers that a CPU works on at a time, to bound memory; half or twice as many take as long"""
 
 
@@ -59,5 +59,5 @@ class _CrossEntropy(torch.autograd.Function):
 
 def parts(rows: Float[Tensor, "M K"]) -> list[slice]:
     """What is worked on at a time: a few rows on a CPU, all elsewhere."""
-    few = max(1, CACHE_VALUES // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
+    few = max(1, AT_A_TIME // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
     return [slice(i, i + few) for i in range(0, len(rows), few)]

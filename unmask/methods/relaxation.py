@@ -18,7 +18,10 @@ from .logits import parts
 
 
 def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) -> Float[Tensor, "*s"]:
-    """Draw standard Gumbel noise, -log(-log u), from torch's generator or the given one."""
+    """Draw standard Gumbel noise, -log(-log u), from torch's generator or the given one.
+
+    Large draws on a CPU come from NumPy's SFC64, which that generator seeds.
+    """
     # uniform numbers are four times faster than exponential ones on a CPU; u = 0 leaves a code out
     u = torch.empty_like(like, memory_format=torch.contiguous_format)
     if u.device.type != "cpu" or u.dtype != torch.float32 or u.numel() < _LEAST_SPLIT:
