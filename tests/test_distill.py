@@ -94,14 +94,19 @@ def test_koleo_pushes_the_nearest_apart():
 
 def test_health_tells_sure_from_undecided_and_varied_from_constant():
     varied = torch.eye(4)
-    numbers = health(observed(varied, varied.roll(1, 0), "x_"), {"x_": torch.tensor([3.0, 4.0, 0.0, 0.0])})
+
+    def logits(probabilities):
+        return 5 + probabilities.clamp(min=1e-30).log()
+
+    seen = observed(varied, logits(varied), varied.roll(1, 0), "x_")
+    numbers = health(seen, {"x_": torch.tensor([3.0, 4.0, 0.0, 0.0])})
     assert {k: v.item() for k, v in numbers.items()} == pytest.approx(
         {"x_entropy": 0.0, "x_kl_uniform": 0.0, "x_usage": 1.0, "x_agreement": 0.0, "x_center_norm": 5.0}, abs=1e-6
     )
-    constant = health(observed(varied[:1].expand(4, 4), varied), {"": torch.zeros(4)})
+    constant = health(observed(varied[:1].expand(4, 4), logits(varied[:1].expand(4, 4)), varied), {"": torch.zeros(4)})
     assert constant["kl_uniform"].item() == pytest.approx(math.log(4))
     assert (constant["usage"].item(), constant["agreement"].item()) == (0.25, 0.25)
-    undecided = health(observed(torch.full((4, 4), 0.25), varied), {"": torch.zeros(4)})
+    undecided = health(observed(torch.full((4, 4), 0.25), torch.full((4, 4), 7.0), varied), {"": torch.zeros(4)})
     assert undecided["entropy"].item() == pytest.approx(math.log(4))
 
 
@@ -123,7 +128,7 @@ def test_health_is_of_the_whole_step_however_many_micro_batches_it_has():
     assert {k: v.item() for k, v in found.items()} == pytest.approx(
         {k: v.item() for k, v in expected.items()}, abs=1e-5
     )
-    none = health(observed(torch.ones(0, 4), torch.ones(0, 4)), {"": torch.zeros(4)})
+    none = health(observed(torch.ones(0, 4), torch.ones(0, 4), torch.ones(0, 4)), {"": torch.zeros(4)})
     assert not any(none.values())
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from . import passes
 from .attend import attend
 from .positions import RelativePositionBias
 
@@ -33,10 +34,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T three_D"]:
-        bias = self.qkv.bias
-        if self.q_bias is not None and self.v_bias is not None:  # BEiT: a key bias would cancel in the softmax
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.qkv.weight, bias)
+        return F.linear(x, self.qkv.weight, self.project_bias())
+
+    def project_bias(self) -> Float[Tensor, "three_D"] | None:
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # BEiT: a key's would cancel
 
     def queries_keys_values(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         return self.split(self.project(x))
@@ -158,9 +161,36 @@ class Block(nn.Module):
             only: flat indices of B*T: return these tokens, and make projection and MLP for them alone. For a last
                 block, of which a loss reads some tokens.
         """
+        if self.can_join(x):
+            return self.joined(x, bias, only)
         factors = self.ls1(self.drop_path1(x, only)), self.ls2(self.drop_path2(x, only))
         x = add(pick(x, only), self.drop(self.attn(self.norm1(x), bias, only)), factors[0])
         return add(x, self.mlp(self.norm2(x)), factors[1])
+
+    def can_join(self, x: Tensor) -> bool:
+        """Whether `joined` computes what is asked for: bf16 products on a CPU, GELU by the error function."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.is_autocast_enabled("cpu"):
+            return False
+        dropout = self.training and self.drop.p > 0.0
+        plain = self.mlp.act.approximate == "none" and not dropout
+        return plain and torch.get_autocast_dtype("cpu") == torch.bfloat16 and passes.ready()
+
+    def joined(
+        self, x: Float[Tensor, "B T D"], bias: Float[Tensor, "H T T"] | None, only: Int[Tensor, "M"] | None
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+        """`forward` by kernels of our own: products without bias, and one pass over memory between two of them."""
+        attn, mlp, chances = self.attn, self.mlp, (self.drop_path1(x, only), self.drop_path2(x, only))
+        gammas = [ls.gamma if isinstance(ls, LayerScale) else None for ls in (self.ls1, self.ls2)]
+        # a dropped branch is not even computed; with `only` samples have unequal numbers of tokens
+        kept = [passes.kept(chance) if only is None else None for chance in chances]
+        x, normed = passes.norm(x, self.norm1, kept[0])
+        gathered = passes.attend(F.linear(normed, attn.qkv.weight), attn.project_bias(), attn.heads, attn.bias(bias))
+        product = F.linear(pick(gathered, only), attn.proj.weight)
+        branch = passes.Branch(product, attn.proj.bias, gammas[0], chances[0], kept[0])
+        x, normed = passes.add_norm(pick(x, only), branch, self.norm2, kept[1])
+        hidden = passes.gelu(F.linear(normed, mlp.fc1.weight), mlp.fc1.bias)
+        product = F.linear(hidden, mlp.fc2.weight)
+        return passes.add(x, passes.Branch(product, mlp.fc2.bias, gammas[1], chances[1], kept[1]))
 
 
 def add(

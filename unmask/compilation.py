@@ -1,5 +1,6 @@
-"""torch.compile, block by block: when a run compiles, and how."""
+"""What runs a block: PyTorch's kernels, torch.compile, or on a CPU kernels of our own; and when."""
 
+from . import passes
 from .config import RunConfig
 from .methods.base import Method
 from .parallel import World
@@ -22,8 +23,17 @@ def compile_blocks(method: Method) -> None:
         block.compile()
 
 
+def use_kernels(config: RunConfig, world: World) -> str | None:
+    """Let this process use kernels of our own (`passes`) unless asked otherwise; what to say where there are none."""
+    passes.switch(config.compile == "auto")
+    if config.compile != "auto" or config.precision != "bf16" or world.device.type != "cpu":
+        return None
+    why = passes.why_not()
+    return why and f"PyTorch's kernels alone, which take a tenth longer, as ours cannot be built: {why}"
+
+
 def compiles(config: RunConfig, world: World, steps: int) -> bool:
-    """Compile when asked; by default on a GPU, for runs that repay it: on a CPU it gains a few percent."""
+    """Compile when asked; by default on a GPU, for runs that repay it: on a CPU our kernels gain more."""
     if config.compile != "auto":
         return config.compile == "on"
     return world.device.type == "cuda" and steps >= COMPILE_PAYS

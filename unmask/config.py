@@ -173,7 +173,8 @@ class RunConfig:
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """how several processes share the work: ddp copies the weights, fsdp (FSDP2) shards them"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile per block; auto: on a GPU, for runs long enough to repay it"""
+    """on: torch.compile per block; auto: that on a GPU, for runs long enough to repay it, and on a CPU kernels of our
+    own in bf16; off: neither"""
     recompute: Literal["on", "off"] = "off"
     """make a block's activations again in the backward pass: less memory, a third more time, the same bits"""
     save_every: str = "20m"

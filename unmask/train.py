@@ -19,7 +19,7 @@ from torch import nn
 
 from . import checkpoint, parallel, photometry_cpu
 from .budget import fit_device_batch
-from .compilation import compile_blocks, compiles
+from .compilation import compile_blocks, compiles, use_kernels
 from .config import RunConfig, parse_interval
 from .console import Console
 from .data.sources import Source
@@ -142,8 +142,9 @@ def _train(
     notes: Sequence[str],
 ) -> Run:
     console = Console(world.first, run.path / "log.txt")
-    for line in notes:
-        console.say(line)
+    for line in (*notes, use_kernels(config, world)):
+        if line:
+            console.say(line)
     engine = parallel.wrap(prepared, world, config.parallel)
     method = parallel.unwrap(engine)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)

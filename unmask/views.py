@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from . import photometry_cpu, randaugment
+from . import passes, photometry_cpu, randaugment
 from .boxes import random_box
 from .erasing import Erased, draw_erased, erase
 from .framing import resize
@@ -277,7 +277,9 @@ def color(
         (x / 255 - mean) / std, fp32, contiguous.
     """
     scale, shift = _statistics(tuple(mean), tuple(std), images.device)
-    if photometry_cpu.does(images.shape[1], images.device):
+    if passes.can_normalize(images) and not plans.steps:
+        normalized = passes.normalize(images, scale, shift)
+    elif photometry_cpu.does(images.shape[1], images.device):
         levels = photometry_cpu.render(images, plans.factors, plans.steps, plans.rows) if plans.steps else images
         normalized = photometry_cpu.normalize(levels, scale, shift)
     else:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .. import passes
 from ..positions import grid_of
 from ..schedules import Progress
 from ..views import View, expand
@@ -36,6 +37,32 @@ def cls_loss(teacher: Float[Tensor, "G B K"], student: Float[Tensor, "V B K"]) -
     pairs = -torch.einsum("qbk,vbk->qv", teacher, student) / teacher.shape[1]  # [G V] cross-entropies
     other = 1 - torch.eye(*pairs.shape, device=pairs.device)
     return (pairs * other).sum() / (pairs.numel() - len(pairs))
+
+
+def patch_loss(
+    teacher: Float[Tensor, "M K"],
+    center: Float[Tensor, "K"],
+    tau: float,
+    student: Float[Tensor, "M K"],
+    student_tau: float,
+    weight: Float[Tensor, "M"],
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The weighted sum of H(softmax((t - C) / tau), softmax(s / student_tau)), and `observed` of it, as "patch_".
+
+    Args:
+        teacher, student: logits of the same patches.
+        center: C.
+        tau, student_tau: temperatures.
+        weight: of each patch.
+    """
+    if passes.at_once(student) and passes.at_once(teacher):
+        loss, *seen = passes.distill(teacher, center, tau, student, student_tau, weight, _every(len(teacher)))
+        looked_at = float(len(range(0, len(teacher), _every(len(teacher)))))
+        names = ("patch_taken", "patch_probability", "patch_entropies", "patch_agreed")
+        return loss, {"patch_samples": torch.full((), looked_at)} | dict(zip(names, seen, strict=True))
+    sharp = (teacher.float() - center) / tau
+    t, s = sharp.softmax(-1), (student.float() / student_tau).log_softmax(-1)
+    return -(weight * (t * s).sum(-1)).sum(), observed(t, sharp, s, "patch_")
 
 
 def koleo(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
@@ -132,26 +159,34 @@ def traps(epochs: float, warmup: float, freeze: float, start: int, unled: bool) 
 
 
 @torch.no_grad()
-def observed(teacher: Float[Tensor, "S K"], student: Float[Tensor, "S K"], prefix: str = "") -> dict[str, Tensor]:
+def observed(
+    teacher: Float[Tensor, "S K"], logits: Float[Tensor, "S K"], student: Float[Tensor, "S K"], prefix: str = ""
+) -> dict[str, Tensor]:
     """What `health` needs to know of one micro-batch, to be added over micro-batches and ranks.
 
     Args:
         teacher: probabilities P_t, centered and sharpened; at most about SAMPLES of them are looked at.
+        logits: whose softmax they are.
         student: logits or log-probabilities, for the same images seen differently.
         prefix: in front of each name.
     """
-    some = slice(None, None, len(teacher) // SAMPLES + 1)
-    teacher, student = teacher[some], student[some]
+    some = slice(None, None, _every(len(teacher)))
+    teacher, logits, student = teacher[some], logits[some], student[some]
     samples, k = teacher.shape
     best = teacher.argmax(-1)
+    top = best[:, None]
+    lse = logits.gather(-1, top) - teacher.gather(-1, top).log()  # log sum exp: of log P_t no other is needed
     return {
         f"{prefix}samples": torch.full((), float(samples), device=teacher.device),
         f"{prefix}taken": torch.zeros(k, device=teacher.device).index_add_(0, best, torch.ones_like(best).float()),
         f"{prefix}probability": teacher.sum(0),
-        # of a probability 0 it is 0, as `entr` says in three times the time
-        f"{prefix}entropies": -(teacher * teacher.clamp(min=torch.finfo(teacher.dtype).tiny).log()).sum(),
+        f"{prefix}entropies": lse.sum() - (teacher * logits).sum(),
         f"{prefix}agreed": (best == student.argmax(-1)).float().sum(),
     }
+
+
+def _every(samples: int) -> int:
+    return samples // SAMPLES + 1
 
 
 @torch.no_grad()

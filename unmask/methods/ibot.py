@@ -275,18 +275,19 @@ class IBOT(Method):
         config = self.config
         tau, patch_tau = config.temperatures(at)
         with torch.autocast(weight.device.type, enabled=False):
-            t = ((teacher[0].float() - self.center) / tau).softmax(-1)
+            sharp = (teacher[0].float() - self.center) / tau
+            t = sharp.softmax(-1)
             s = (student[0].float() / config.student_temperature).log_softmax(-1)
             loss = loss_cls = distill.cls_loss(t, s) * config.cls_weight
             metrics = {"loss_cls": loss_cls.detach()}
             other = s[: len(t)].roll(1, 0) if len(t) > 1 else s[1:2]  # the next global crop, or the first local one
-            seen = distill.observed(t.flatten(0, 1), other.flatten(0, 1))
+            seen = distill.observed(t.flatten(0, 1), sharp.flatten(0, 1), other.flatten(0, 1))
             if config.masks:
-                t = ((teacher[1].float() - self.patch_center) / patch_tau).softmax(-1)
-                s = (student[1].float() / config.student_temperature).log_softmax(-1)
-                loss_patch = -(weight * (t * s).sum(-1)).sum() * config.patch_weight
+                of_patches = teacher[1], self.patch_center, patch_tau, student[1], config.student_temperature, weight
+                loss_patch, observed = distill.patch_loss(*of_patches)
+                loss_patch = loss_patch * config.patch_weight
                 loss, metrics["loss_patch"] = loss_cls + loss_patch, loss_patch.detach()
-                seen |= distill.observed(t, s, "patch_")
+                seen |= observed
         return loss, metrics, seen
 
     def before_step(self, at: Progress) -> None:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .. import passes
 from ..blocks import Block, pick
 from ..config import MethodConfig
 from ..initialize import initialize
@@ -90,7 +91,11 @@ class MAE(Method):
         keep = visible_indices(mask, mask.shape[1] - hidden.numel() // len(mask))  # [B n] what the encoder sees
         latent = self.encoder(image, keep=keep)  # [B 1+n D]
         pixels = self.decoder(latent, keep, hidden)  # [M P] mask tokens fill the gaps
-        return Output(mean_square(pixels, self.target(image, hidden)), metrics={}, sums={})
+        if passes.at_once(pixels):  # the same in one pass
+            loss = passes.pixel_error(pixels, image, hidden, self.patch, self.norm_pixels)
+        else:
+            loss = mean_square(pixels, self.target(image, hidden))
+        return Output(loss, metrics={}, sums={})
 
     def reconstruct(self, image: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N P"]:
         """Paint every patch from those that `mask` leaves visible, in the pixel space of the loss."""

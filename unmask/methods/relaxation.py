@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .. import passes
 from ..side_by_side import side_by_side
 from .logits import parts
 
@@ -22,14 +23,18 @@ def gumbel(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) 
 
     Large draws on a CPU come from NumPy's SFC64, which that generator seeds.
     """
-    # uniform numbers are four times faster than exponential ones on a CPU; u = 0 leaves a code out
+    return uniform(like, generator).log_().neg_().log_().neg_()
+
+
+def uniform(like: Float[Tensor, "*s"], generator: torch.Generator | None = None) -> Float[Tensor, "*s"]:
+    """What `gumbel` is made of; four times faster to draw than exponential numbers on a CPU. 0 leaves a code out."""
     u = torch.empty_like(like, memory_format=torch.contiguous_format)
     if u.device.type != "cpu" or u.dtype != torch.float32 or u.numel() < _LEAST_SPLIT:
         u.uniform_(generator=generator)
     else:  # a generator is serial: one for each part, the same parts whatever threads there are
         seeds = torch.randint(2**62, (_STREAMS,), generator=generator).tolist()
         side_by_side(_fill, u.view(-1).chunk(_STREAMS), seeds)
-    return u.log_().neg_().log_().neg_()
+    return u
 
 
 def _fill(part: Tensor, seed: int) -> None:
@@ -90,20 +95,26 @@ class _Sample(torch.autograd.Function):
         noises = None if noise is None else noise.reshape(rows.shape)
         exact = torch.promote_types(logits.dtype, torch.float32)
         soft, total = torch.empty_like(rows), rows.new_zeros(k, dtype=exact)
-        peak, lse, kl = rows.new_empty(3, len(rows), 1, dtype=exact)
+        lse, kl = rows.new_empty(2, len(rows), 1, dtype=exact)
         ids = rows.new_empty(len(rows), 1, dtype=torch.int64)
         for part in parts(rows):
+            if passes.at_once(rows):
+                u = uniform(rows[part].float()) if noises is None else noises[part]
+                found = passes.Found(soft[part], lse[part], kl[part], ids[part])
+                total += passes.sample(rows[part], u, noises is None, temperature, found)
+                continue
             x = rows[part].to(exact, copy=True)
-            peak[part], ids[part] = x.max(-1, keepdim=True)
+            peak, ids[part] = x.max(-1, keepdim=True)
             q = x.softmax(-1)
             total += q.sum(0)
             # log sum exp(x - peak), from the largest q: what log_softmax would give, without its pass of logarithms
-            lse[part] = q.gather(-1, ids[part]).log_().neg_()
-            x -= peak[part]
-            kl[part] = q.mul_(x).sum(-1, keepdim=True) - lse[part] + math.log(k)  # sum q log q + log K
+            rest = q.gather(-1, ids[part]).log_().neg_()
+            lse[part] = peak + rest
+            x -= peak
+            kl[part] = q.mul_(x).sum(-1, keepdim=True) - rest + math.log(k)  # sum q log q + log K
             x += gumbel(x) if noises is None else noises[part]
             soft[part] = x.div_(temperature).softmax(-1)
-        ctx.save_for_backward(rows, soft, kl, peak + lse)
+        ctx.save_for_backward(rows, soft, kl, lse)
         ctx.temperature = temperature
         mean = total / len(rows)
         ctx.mark_non_differentiable(ids, mean)
@@ -117,6 +128,9 @@ class _Sample(torch.autograd.Function):
         codes, weight = of_codes.reshape(rows.shape), of_kl.reshape(-1, 1)
         shift = math.log(rows.shape[-1]) - kl - lse  # -sum q log q, and what makes log q of logits
         found = torch.empty_like(rows)
+        if passes.at_once(rows):
+            passes.sample_backward(codes, weight, rows, soft, lse, kl, ctx.temperature, found)
+            return found.view(of_codes.shape), None, None, None
         for part in parts(rows):
             y = soft[part].to(kl.dtype)
             y /= y.sum(-1, keepdim=True)  # of rounded codes it is not quite 1, which a gradient would notice
