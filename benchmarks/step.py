@@ -44,10 +44,12 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
         return Contender(name, on_gpu.make, (make, case, *more))
 
     found = [contender(f"unmask {how}", ours.make, how) for how in ("bf16", "fp32")]
+    if case.device == "cpu":
+        found.append(contender("unmask bf16, PyTorch's kernels", ours.make, "bf16", "torch"))
     if compiled:
-        found.append(contender(COMPILED, ours.make, "bf16", True))
+        found.append(contender(COMPILED, ours.make, "bf16", "compiled"))
     if isinstance(case.method, BEiTConfig) and not case.tokens_given:
-        found.append(contender("unmask bf16, tokens too", ours.make, "bf16", False, "bf16"))
+        found.append(contender("unmask bf16, tokens too", ours.make, "bf16", "own", "bf16"))
     found += [contender(f"official {how}", official.make, how, folder) for how in ("fp32", "bf16")]
     for who in (peers.transformers, peers.lightly):
         found += [contender(f"{who.__name__} {how}", who, how) for how in ("fp32", "bf16")]

@@ -95,7 +95,7 @@ def test_the_name_of_a_machine_is_a_file_name_without_its_host():
 def test_a_wider_floor_goes_once_over_each_blocks_activations_and_over_each_weight(steps):
     cases, floor, ours = steps
     case = cases.case("mae-nano")
-    step = ours.make(case, "bf16")
+    step = ours.make(case, "bf16", "torch")
     weights = {tuple(p.shape) for group in step.args[1].param_groups for p in group["params"] if p.ndim == 2}
     passes = floor.written_down(step, weights).passes
 

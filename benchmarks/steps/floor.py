@@ -85,7 +85,7 @@ def written_down(step: Turn, weights: Collection[tuple[int, ...]] = ()) -> Produ
 
 def make(case: Case, optimizer: bool = False, passes: bool = False) -> Turn:
     """Repeat the products of a case; then, if so asked, the passes over activations and weights, and the optimizer."""
-    step = make_ours(case, "bf16")
+    step = make_ours(case, "bf16", "torch")
     adamw = step.args[1]
     seen = written_down(step, {tuple(w.shape) for group in adamw.param_groups for w in group["params"] if w.ndim == 2})
     memory: dict[tuple, Tensor] = {}

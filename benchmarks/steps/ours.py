@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from unmask import parallel
+from unmask import parallel, passes
 from unmask.allocator import keep_memory
 from unmask.compilation import compile_blocks
 from unmask.config import DataConfig, RunConfig
@@ -16,9 +16,22 @@ from unmask.train import prepare
 from .cases import AT, Case
 
 
-def make(given: Case, precision: str, compiled: bool = False, tokens: Literal["fp32", "bf16"] = "fp32") -> partial:
-    """A step of `step.update`; BEiT's tokens are made in a precision of their own."""
+def make(
+    given: Case,
+    precision: str,
+    kernels: Literal["own", "torch", "compiled"] = "own",
+    tokens: Literal["fp32", "bf16"] = "fp32",
+) -> partial:
+    """A step of `step.update`.
+
+    Args:
+        given: what is trained.
+        precision: bf16 or fp32.
+        kernels: on a CPU in bf16, own: those of `unmask/passes`; compiled: blocks by torch.compile.
+        tokens: the precision of BEiT's tokens.
+    """
     keep_memory()
+    passes.switch(kernels == "own")
     world = parallel.start(given.device)
     if tokens != "fp32":
         assert isinstance(given.method, BEiTConfig)
@@ -37,7 +50,7 @@ def make(given: Case, precision: str, compiled: bool = False, tokens: Literal["f
     config, method = prepare(config, world, given.build)
     engine = parallel.wrap(method, world, config.parallel)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
-    if compiled:
+    if kernels == "compiled":
         compile_blocks(method)
     engine.train()
     batches = [given.batch()]
