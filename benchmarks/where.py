@@ -34,7 +34,7 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
     from steps import cases, ours
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from unmask.passes import block, losses
+    from unmask.passes import block, images, losses
 
     seconds: dict[str, float] = defaultdict(float)
 
@@ -63,7 +63,7 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
     for _ in range(steps):
         step()
     whole = (time.perf_counter() - start) / steps
-    block.library = losses.library = Kernels  # pyright: ignore[reportAttributeAccessIssue]
+    block.library = losses.library = images.library = Kernels  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with Watch():
             step()
@@ -71,7 +71,7 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
             for _ in range(steps):
                 step()
     finally:
-        block.library = losses.library = library
+        block.library = losses.library = images.library = library
     return whole, {kind: took / steps for kind, took in seconds.items()}
 
 

@@ -210,6 +210,44 @@ def test_a_block_is_as_near_to_fp32_as_with_the_kernels_of_pytorch(kind, only):
 
 
 @needs_kernels
+@pytest.mark.parametrize("images", [1, 4])
+def test_whichever_samples_drop_path_leaves_the_block_is_the_same(images):
+    torch.manual_seed(0)
+    block, x = Block(64, 2, layer_scale=0.5, drop_path=0.5), torch.randn(images, 9, 64)
+    left = set()
+
+    def run(seed, kernels):
+        passes.switch(kernels)
+        given = x.clone().requires_grad_()
+        torch.manual_seed(seed)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = block(given)
+        block.zero_grad()
+        y.square().sum().backward()
+        return torch.cat([y.detach().flatten(), given.grad.flatten(), *(p.grad.flatten() for p in block.parameters())])
+
+    for seed in range(40):
+        plain, ours, again = run(seed, False), run(seed, True), run(seed, True)
+        assert torch.equal(ours, again)
+        near(ours, plain, 0.01)
+        torch.manual_seed(seed)
+        left.add(int((block.drop_path1(x) > 0).sum()))
+    assert 1 in left  # whose factors are a view
+
+
+@needs_kernels
+def test_operands_that_are_not_contiguous_are_copied_and_others_refused():
+    torch.manual_seed(0)
+    flipped = torch.randn(3, 5, 96).bfloat16().transpose(0, 1)
+    assert torch.equal(passes.attend(flipped, None, 2, None), passes.attend(flipped.contiguous(), None, 2, None))
+    assert torch.equal(passes.gelu(flipped, torch.zeros(96)), passes.gelu(flipped.contiguous(), torch.zeros(96)))
+    with pytest.raises(ValueError, match="kernels read contiguous tensors on a CPU"):
+        build.addresses(torch.zeros(1).expand(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not Block(32, 2).bfloat16().can_join(torch.randn(2, 5, 32))
+
+
+@needs_kernels
 def test_the_same_threads_give_the_same_bits():
     torch.manual_seed(0)
     block, x = Block(64, 2, layer_scale=0.1), torch.randn(5, 9, 64)
@@ -336,11 +374,18 @@ def test_images_are_normalized_as_by_the_formula(channels):
 
 @pytest.mark.parametrize(
     ("variables", "why"),
-    [({"CC": "no-such-compiler"}, "no C compiler"), ({"CC": "false"}, "^false failed")],
+    [
+        ({"CC": "no-such-compiler"}, "no C compiler"),
+        ({"CC": "false"}, "^false failed"),
+        ({"CC": "true"}, "the compiler made nothing"),
+        ({"CC": 'gcc "'}, "No closing quotation"),
+        ({"TMPDIR": "/dev/null"}, "usable temporary directory|Not a directory"),
+    ],
 )
 def test_without_a_compiler_pytorchs_kernels_do_it_and_it_is_said_why(monkeypatch, variables, why):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", variables.get("TMPDIR"))  # or it is kept from before
     for function in (build.library, build.why_not):
         function.cache_clear()
     try:

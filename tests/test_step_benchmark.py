@@ -152,3 +152,12 @@ def test_quick_takes_every_step_and_says_what_is_left_out(tmp_path):
     names = {json.loads(line)["case"] for line in file.read_text().splitlines()}
     assert names == {"mae-nano", "beit-nano", "beit-nano-dalle", "ibot-nano-2-locals", "dvae-32"}
     assert "left out: official fp32: give --official DIR" in said
+
+
+def test_where_a_steps_time_goes_is_told_by_kinds():
+    found = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "where.py", "mae-nano", "--steps", "1", "--threads", "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.startswith("mae-nano: ") and "products" in found.stdout and "AdamW" in found.stdout

@@ -169,7 +169,9 @@ class Block(nn.Module):
 
     def can_join(self, x: Tensor) -> bool:
         """Whether `joined` computes what is asked for: bf16 products on a CPU, GELU by the error function."""
-        if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.is_autocast_enabled("cpu"):
+        if type(x) is not Tensor or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return False  # or a tensor without memory, by which others estimate
+        if x.dtype != torch.float32 or self.norm1.weight.dtype != torch.float32:
             return False
         dropout = self.training and self.drop.p > 0.0
         plain = self.mlp.act.approximate == "none" and not dropout
@@ -178,7 +180,10 @@ class Block(nn.Module):
     def joined(
         self, x: Float[Tensor, "B T D"], bias: Float[Tensor, "H T T"] | None, only: Int[Tensor, "M"] | None
     ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
-        """`forward` by kernels of our own: products without bias, and one pass over memory between two of them."""
+        """`forward` by kernels of our own: products without bias, and one pass over memory between two of them.
+
+        The modules inside give their weights and are not called: hooks on them see nothing.
+        """
         attn, mlp, chances = self.attn, self.mlp, (self.drop_path1(x, only), self.drop_path2(x, only))
         gammas = [ls.gamma if isinstance(ls, LayerScale) else None for ls in (self.ls1, self.ls2)]
         # a dropped branch is not even computed; with `only` samples have unequal numbers of tokens

@@ -23,9 +23,8 @@ def compile_blocks(method: Method) -> None:
         block.compile()
 
 
-def use_kernels(config: RunConfig, world: World) -> str | None:
-    """Let this process use kernels of our own (`passes`) unless asked otherwise; what to say where there are none."""
-    passes.switch(config.compile == "auto")
+def lacks_kernels(config: RunConfig, world: World) -> str | None:
+    """What to say of a run that would use kernels of our own (`passes`) and has none."""
     if config.compile != "auto" or config.precision != "bf16" or world.device.type != "cpu":
         return None
     why = passes.why_not()

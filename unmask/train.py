@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from . import checkpoint, parallel, photometry_cpu
+from . import checkpoint, parallel, passes, photometry_cpu
 from .budget import fit_device_batch
-from .compilation import compile_blocks, compiles, use_kernels
+from .compilation import compile_blocks, compiles, lacks_kernels
 from .config import RunConfig, parse_interval
 from .console import Console
 from .data.sources import Source
@@ -46,6 +46,7 @@ def prepare(config: RunConfig, world: World, build: Callable[[], Method] | None 
         world: the processes.
         build: makes the method, where more than its configuration is needed (a borrowed tokenizer).
     """
+    passes.switch(config.compile == "auto")
     torch.manual_seed(fold(config.seed, "init"))
     method: Method = (build or config.method.build)().to(world.device)
     precision = parallel.hardware_precision(world.device) if config.precision == "auto" else config.precision
@@ -142,7 +143,7 @@ def _train(
     notes: Sequence[str],
 ) -> Run:
     console = Console(world.first, run.path / "log.txt")
-    for line in (*notes, use_kernels(config, world)):
+    for line in (*notes, lacks_kernels(config, world)):
         if line:
             console.say(line)
     engine = parallel.wrap(prepared, world, config.parallel)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from unmask import parallel, passes
+from unmask import parallel
 from unmask.allocator import keep_memory
 from unmask.compilation import compile_blocks
 from unmask.config import DataConfig, RunConfig
@@ -31,7 +31,6 @@ def make(
         tokens: the precision of BEiT's tokens.
     """
     keep_memory()
-    passes.switch(kernels == "own")
     world = parallel.start(given.device)
     if tokens != "fp32":
         assert isinstance(given.method, BEiTConfig)
@@ -46,6 +45,7 @@ def make(
         epochs=None,
         steps=AT.steps,
         precision="bf16" if precision == "bf16" else "fp32",
+        compile="auto" if kernels == "own" else "off",
     )
     config, method = prepare(config, world, given.build)
     engine = parallel.wrap(method, world, config.parallel)

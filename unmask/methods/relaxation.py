@@ -99,7 +99,7 @@ class _Sample(torch.autograd.Function):
         ids = rows.new_empty(len(rows), 1, dtype=torch.int64)
         for part in parts(rows):
             if passes.at_once(rows):
-                u = uniform(rows[part].float()) if noises is None else noises[part]
+                u = uniform(torch.empty_like(rows[part], dtype=exact)) if noises is None else noises[part]
                 found = passes.Found(soft[part], lse[part], kl[part], ids[part])
                 total += passes.sample(rows[part], u, noises is None, temperature, found)
                 continue

@@ -2,7 +2,7 @@
  *
  * PyTorch's own kernels go over the activations once for the bias, once for the GELU, once for the cast to bf16 and
  * so on; these do at once what is done to the same numbers. Arguments are what `block.py` says they are: contiguous, of
- * the sizes given. NULL leaves a part out.
+ * the sizes given. NULL leaves a part out; `of_x` is the gradient of x.
  */
 
 #include "numbers.h"
@@ -70,7 +70,7 @@ void norm_backward(int threads, size rows, size width, size tokens, const int64_
                    const float *gamma, const float *chance, float *of_x, bf16 *of_branch, float *of_bias,
                    float *of_gamma, float *of_weight, float *of_shift) {
     size stride = 4 * width;
-    float *sums = calloc(threads * stride, sizeof(float));
+    float *sums = room(threads * stride, sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
         float *sum = sums + omp_get_thread_num() * stride, *sum_w = sum, *sum_s = sum + width, *sum_b = sum + 2 * width,
@@ -159,7 +159,7 @@ void gelu_forward(int threads, size rows, size width, const bf16 *x, const float
 
 /* grad *= gelu'(x + bias), and its sum over rows. */
 void gelu_backward(int threads, size rows, size width, bf16 *grad, const bf16 *x, const float *bias, float *of_bias) {
-    float *sums = calloc(threads * width, sizeof(float));
+    float *sums = room(threads * width, sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
         float *sum = sums + omp_get_thread_num() * width;
@@ -210,7 +210,7 @@ void split(int threads, size images, size tokens, size heads, size width, const 
 void join(int threads, size images, size tokens, size heads, size width, const bf16 *grads, float scale, bf16 *of_qkv,
           float *of_bias) {
     size all = 3 * heads * width;
-    float *sums = calloc(threads * all, sizeof(float));
+    float *sums = room(threads * all, sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
         float *sum = sums + omp_get_thread_num() * all;
@@ -240,7 +240,7 @@ void softmax_forward(int threads, size rows, size width, bf16 *logits, const flo
 #pragma omp parallel num_threads(threads)
     {
         size padded = (width + LANES - 1) / LANES * LANES; /* whole vectors: what is over would go one by one */
-        float *v = aligned_alloc(64, padded * sizeof(float));
+        float *v = room(padded, sizeof(float));
         for (size j = width; j < padded; j++) v[j] = -INFINITY;
         size from, to;
         share(rows, &from, &to);
@@ -255,9 +255,9 @@ void softmax_forward(int threads, size rows, size width, bf16 *logits, const flo
 #pragma omp simd
                 for (size j = 0; j < width; j++) v[j] = up(row[j]);
             }
-#pragma omp simd reduction(max : top) aligned(v : 64)
+#pragma omp simd reduction(max : top)
             for (size j = 0; j < padded; j++) top = v[j] > top ? v[j] : top;
-#pragma omp simd reduction(+ : total) aligned(v : 64)
+#pragma omp simd reduction(+ : total)
             for (size j = 0; j < padded; j++) {
                 v[j] = exponential(v[j] - top);
                 total += v[j];

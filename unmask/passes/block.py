@@ -12,7 +12,7 @@ import torch
 from jaxtyping import BFloat16, Float, Int64
 from torch import Tensor, nn
 
-from .build import at, library
+from .build import addresses, library
 
 
 class Branch(NamedTuple):
@@ -106,15 +106,16 @@ class _Residual(torch.autograd.Function):
         if chance is not None:
             if having is not None:
                 chance = chance[having.places >= 0]
-            chance = chance.expand(*(x if product is None else product).shape[:-1], 1).reshape(-1)
+            of_rows = chance.expand(*(x if product is None else product).shape[:-1], 1)
+            chance = of_rows.reshape(-1).contiguous()  # of one sample the first is a view
         normed = mean = rstd = None
         if weight is not None:
             shape = x.shape if some is None else (some.number, *x.shape[1:])
             normed = x.new_empty(shape, dtype=torch.bfloat16)
             mean, rstd = x.new_empty(2, rows).unbind()
         library().norm_forward(
-            torch.get_num_threads(), rows, width, tokens, *at(*places, x, product, bias, gamma, chance),
-            *at(total, weight, shift), eps, *at(normed, mean, rstd),
+            torch.get_num_threads(), rows, width, tokens, *addresses(*places, x, product, bias, gamma, chance),
+            *addresses(total, weight, shift), eps, *addresses(normed, mean, rstd),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total if weight is not None else None, product, bias, gamma, chance, weight, mean, rstd)
@@ -138,9 +139,9 @@ class _Residual(torch.autograd.Function):
             None if of is None else torch.empty_like(of) for of in (bias, gamma, weight, weight)
         )
         library().norm_backward(
-            torch.get_num_threads(), *ctx.size, *at(*ctx.places),
-            *at(of_total, of_normed, total, mean, rstd, weight, product, bias, gamma, chance),
-            *at(of_x, of_product, of_bias, of_gamma, of_weight, of_shift),
+            torch.get_num_threads(), *ctx.size, *addresses(*ctx.places),
+            *addresses(of_total, of_normed, total, mean, rstd, weight, product, bias, gamma, chance),
+            *addresses(of_x, of_product, of_bias, of_gamma, of_weight, of_shift),
         )  # fmt: skip
         return of_x, of_product, of_bias, of_gamma, None, None, of_weight, of_shift, None, None
 
@@ -150,7 +151,7 @@ class _GELU(torch.autograd.Function):
     def forward(ctx: Any, product: Tensor, bias: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         product, width = product.contiguous(), product.shape[-1]
         out = torch.empty_like(product)
-        library().gelu_forward(torch.get_num_threads(), product.numel() // width, width, *at(product, bias, out))
+        library().gelu_forward(torch.get_num_threads(), product.numel() // width, width, *addresses(product, bias, out))
         ctx.save_for_backward(product, bias)
         return out
 
@@ -160,7 +161,7 @@ class _GELU(torch.autograd.Function):
         product, bias = ctx.saved_tensors
         grad, of_bias, width = grad.contiguous(), torch.empty_like(bias), product.shape[-1]
         rows = product.numel() // width
-        library().gelu_backward(torch.get_num_threads(), rows, width, *at(grad, product, bias, of_bias))
+        library().gelu_backward(torch.get_num_threads(), rows, width, *addresses(grad, product, bias, of_bias))
         return grad, of_bias
 
 
@@ -169,12 +170,13 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, product: Tensor, bias: Tensor | None, heads: int, shared: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         b, t, d = product.shape[0], product.shape[1], product.shape[2] // 3
         threads, scale = torch.get_num_threads(), (d // heads) ** -0.5
+        product = product.contiguous()
         packed = product.new_empty(3, b * heads, t, d // heads)
-        library().split(threads, b, t, heads, d // heads, *at(product.contiguous(), bias), scale, *at(packed))
+        library().split(threads, b, t, heads, d // heads, *addresses(product, bias), scale, *addresses(packed))
         q, k, v = packed.unbind(0)
         weights = torch.bmm(q, k.mT)
         shared = None if shared is None else shared.float().contiguous()
-        library().softmax_forward(threads, b * heads * t, t, *at(weights, shared), heads * t)
+        library().softmax_forward(threads, b * heads * t, t, *addresses(weights, shared), heads * t)
         ctx.save_for_backward(packed, weights)
         ctx.heads, ctx.biased = heads, bias is not None
         return torch.bmm(weights, v).view(b, heads, t, d // heads).transpose(1, 2).reshape(b, t, d)
@@ -190,12 +192,12 @@ class _Attend(torch.autograd.Function):
         of_q, of_k, of_v = of_packed.unbind(0)
         torch.bmm(weights.mT, grad, out=of_v)
         logits = torch.bmm(grad, v.mT)
-        library().softmax_backward(threads, b * heads * t, t, *at(logits, weights))
+        library().softmax_backward(threads, b * heads * t, t, *addresses(logits, weights))
         of_shared = logits.view(b, heads, t, t).sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         torch.bmm(logits, k, out=of_q)
         torch.bmm(logits.mT, q, out=of_k)
         of_product = grad.new_empty(b, t, 3 * d)
-        of_bias = torch.empty(3 * d) if ctx.biased else None
+        of_bias = torch.empty(3 * d, dtype=torch.float32) if ctx.biased else None
         scale = (d // heads) ** -0.5
-        library().join(threads, b, t, heads, d // heads, *at(of_packed), scale, *at(of_product, of_bias))
+        library().join(threads, b, t, heads, d // heads, *addresses(of_packed), scale, *addresses(of_product, of_bias))
         return of_product, of_bias, None, of_shared

@@ -1,4 +1,4 @@
-"""Build the kernels for the processor at hand, and load it.
+"""Build the kernels for the processor at hand, and load them.
 
 The compiler takes half a second, so nothing is kept: each process builds into a folder of its own that is gone once
 the library is loaded. Nothing of torch's is compiled against. The library must share torch's OpenMP runtime, whose
@@ -80,19 +80,28 @@ def library() -> ctypes.CDLL:
     """The built kernels.
 
     Raises:
-        Unavailable: no GCC, another OpenMP runtime, a processor or system this is not written for.
+        Unavailable: no GCC, nowhere to build, another OpenMP runtime, a processor or system this is not written for.
     """
+    try:
+        return _built()
+    except (OSError, ValueError) as why:  # nowhere to write, /proc hidden, quotes in CC that do not close
+        raise Unavailable(f"{type(why).__name__}: {why}") from why
+
+
+def _built() -> ctypes.CDLL:
     flags = OF_PROCESSOR.get(platform.machine())
     if platform.system() != "Linux" or flags is None:
         raise Unavailable(
             f"written for Linux on x86_64 or aarch64, this is {platform.system()} on {platform.machine()}"
         )
     runtime = _runtime()
-    with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
+    with tempfile.TemporaryDirectory(prefix="unmask-", ignore_cleanup_errors=True) as folder:
         built, shared = [f"{folder}/{Path(source).stem}.o" for source in SOURCES], f"{folder}/passes.so"
         for source, there in zip(SOURCES, built, strict=True):
             _compile(*FLAGS.split(), *flags.split(), "-c", source, "-o", there)
         _compile("-shared", *built, runtime, "-lm", "-o", shared)
+        if not Path(shared).exists():
+            raise Unavailable("the compiler made nothing; is it GCC? Install gcc, or name one by the variable CC")
         before = _runtimes()
         try:
             loaded = ctypes.CDLL(shared)
@@ -123,7 +132,8 @@ def _compile(*arguments: str) -> None:
 
 def _runtimes() -> set[str]:
     """Files of the OpenMP runtimes in this process."""
-    return set(re.findall(r"(/\S*/lib(?:gomp|omp|iomp5)[-.]\S*)", MAPS.read_text()))
+    files = {line.split(maxsplit=5)[5] for line in MAPS.read_text().splitlines() if "/" in line}
+    return {file for file in files if re.match(r"lib(gomp|omp|iomp5)[-.]", Path(file).name)}
 
 
 def _runtime() -> str:
@@ -136,6 +146,15 @@ def _runtime() -> str:
     return found[0]
 
 
-def at(*tensors: Tensor | None) -> list[int | None]:
-    """Where they are in memory; of a tensor without elements somewhere that is not NULL, which nobody reads."""
-    return [None if tensor is None else tensor.data_ptr() or 1 for tensor in tensors]
+def addresses(*tensors: Tensor | None) -> list[int | None]:
+    """Where tensors are in memory; of one without elements somewhere that is not NULL, which nobody reads.
+
+    Raises:
+        ValueError: a tensor is not contiguous or not in this process's memory.
+    """
+    found = []
+    for tensor in tensors:
+        if tensor is not None and not (tensor.is_contiguous() and tensor.device.type == "cpu"):
+            raise ValueError(f"kernels read contiguous tensors on a CPU, this one has strides {tensor.stride()}")
+        found.append(None if tensor is None else tensor.data_ptr() if tensor.numel() else 1)
+    return found

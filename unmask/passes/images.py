@@ -4,18 +4,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .build import at, library, ready
+from .build import addresses, library, ready
 
 
 def can_normalize(images: UInt8[Tensor, "B C h w"]) -> bool:
     """Whether `normalize` is for these images: on a CPU, channels last in memory, as they are decoded."""
-    return images.device.type == "cpu" and images.permute(0, 2, 3, 1).is_contiguous() and ready()
+    plain = type(images) is Tensor and images.device.type == "cpu"
+    return plain and images.permute(0, 2, 3, 1).is_contiguous() and ready()
 
 
 def normalize(
     images: UInt8[Tensor, "B C h w"], scale: Float[Tensor, "C 1 1"], shift: Float[Tensor, "C 1 1"]
 ) -> Float[Tensor, "B C h w"]:
     """Level * scale + shift, channel by channel; contiguous, unlike the images."""
-    (b, c, h, w), out = images.shape, torch.empty(images.shape)
-    library().normalize(torch.get_num_threads(), b, h * w, c, *at(images, scale, shift, out))
+    (b, c, h, w), out = images.shape, torch.empty(images.shape, dtype=torch.float32)
+    library().normalize(torch.get_num_threads(), b, h * w, c, *addresses(images.permute(0, 2, 3, 1), scale, shift, out))
     return out

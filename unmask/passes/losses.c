@@ -17,10 +17,10 @@ static size first(const float *v, size width, float top) {
  * `noise` is uniform on [0, 1), or the Gumbel noise itself. */
 void sample_forward(int threads, size rows, size width, const bf16 *logits, const float *noise, int uniform,
                     float temperature, bf16 *soft, float *lse, float *kl, int64_t *ids, float *total) {
-    float *sums = calloc(threads * width, sizeof(float));
+    float *sums = room(threads * width, sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
-        float *sum = sums + omp_get_thread_num() * width, *v = malloc(2 * width * sizeof(float)), *q = v + width;
+        float *sum = sums + omp_get_thread_num() * width, *v = room(2 * width, sizeof(float)), *q = v + width;
         size from, to;
         share(rows, &from, &to);
         for (size i = from; i < to; i++) {
@@ -110,10 +110,10 @@ void pixel_error(int threads, size count, const float *image, const int64_t *hid
                  size width, size rows, size columns, int normalized, const bf16 *pixels, float step, bf16 *errors,
                  double *total) {
     size across = width / columns, patches = height / rows * across, area = rows * columns * channels;
-    double *sums = calloc(threads, sizeof(double));
+    double *sums = room(threads, sizeof(double));
 #pragma omp parallel num_threads(threads)
     {
-        float *v = malloc(area * sizeof(float));
+        float *v = room(area, sizeof(float));
         size from, to;
         share(count, &from, &to);
         for (size i = from; i < to; i++) {
@@ -157,13 +157,13 @@ void pixel_error(int threads, size count, const float *image, const int64_t *hid
 void distill(int threads, size rows, size width, const bf16 *teacher, const float *center, float sharpness,
              const bf16 *student, float warmth, const float *weight, size every, bf16 *of_student, double *cross,
              float *taken, float *probability, double *entropies, double *agreed) {
-    float *sums = calloc(threads * 2 * width, sizeof(float));
-    double *totals = calloc(threads * 3, sizeof(double));
+    float *sums = room(threads * 2 * width, sizeof(float));
+    double *totals = room(threads * 3, sizeof(double));
 #pragma omp parallel num_threads(threads)
     {
         float *seen = sums + omp_get_thread_num() * 2 * width, *mass = seen + width;
         double *total = totals + omp_get_thread_num() * 3;
-        float *p = malloc(3 * width * sizeof(float)), *q = p + width, *z = q + width;
+        float *p = room(3 * width, sizeof(float)), *q = p + width, *z = q + width;
         size from, to;
         share(rows, &from, &to);
         for (size i = from; i < to; i++) {

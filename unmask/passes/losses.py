@@ -10,7 +10,7 @@ import torch
 from jaxtyping import BFloat16, Float, Int64
 from torch import Tensor
 
-from .build import at, library, ready
+from .build import addresses, library, ready
 
 
 class Found(NamedTuple):
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 def at_once(rows: Float[Tensor, "M K"]) -> bool:
     """Whether `sample`, `sample_backward` or `pixel_error` are for these logits or pixels."""
-    return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and ready()
+    return type(rows) is Tensor and rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and ready()
 
 
 def pixel_error(
@@ -62,9 +62,8 @@ def sample(
     """
     logits, noise = logits.contiguous(), noise.float().contiguous()
     (rows, width), total = logits.shape, noise.new_empty(logits.shape[1])
-    library().sample_forward(
-        torch.get_num_threads(), rows, width, *at(logits, noise), int(uniform), temperature, *at(*found, total)
-    )
+    given, where = addresses(logits, noise), addresses(*found, total)
+    library().sample_forward(torch.get_num_threads(), rows, width, *given, int(uniform), temperature, *where)
     return total
 
 
@@ -80,8 +79,8 @@ def sample_backward(
 ) -> None:
     """Write the gradient of the logits into `found`."""
     of_soft, of_kl, logits = of_soft.contiguous(), of_kl.float().contiguous(), logits.contiguous()
-    given = at(of_soft, of_kl, logits, soft, lse, kl)
-    library().sample_backward(torch.get_num_threads(), *logits.shape, *given, temperature, *at(found))
+    given = addresses(of_soft, of_kl, logits, soft, lse, kl)
+    library().sample_backward(torch.get_num_threads(), *logits.shape, *given, temperature, *addresses(found))
 
 
 class Distilled(NamedTuple):
@@ -125,8 +124,8 @@ class _PixelError(torch.autograd.Function):
         errors, total = torch.empty_like(pixels), torch.zeros((), dtype=torch.float64)
         count, step = pixels.numel(), 2 / max(1, pixels.numel())  # the gradient, but for the one of the loss
         library().pixel_error(
-            torch.get_num_threads(), len(hidden), *at(image, hidden), *image.shape[1:], *patch, int(normalized),
-            *at(pixels), step, *at(errors, total),
+            torch.get_num_threads(), len(hidden), *addresses(image, hidden), *image.shape[1:], *patch, int(normalized),
+            *addresses(pixels), step, *addresses(errors, total),
         )  # fmt: skip
         ctx.save_for_backward(errors)
         return (total / count).float()
@@ -153,8 +152,9 @@ class _Distill(torch.autograd.Function):
         of_student, observed = torch.empty_like(student), center.new_empty(2, student.shape[1])
         cross, entropies, agreed = sums = torch.zeros(3, dtype=torch.float64).unbind()
         library().distill(
-            torch.get_num_threads(), *student.shape, *at(teacher, center), 1 / tau, *at(student), 1 / student_tau,
-            *at(weight), every, *at(of_student, cross, *observed, entropies, agreed),
+            torch.get_num_threads(), *student.shape, *addresses(teacher, center), 1 / tau,
+            *addresses(student), 1 / student_tau, *addresses(weight), every,
+            *addresses(of_student, cross, *observed, entropies, agreed),
         )  # fmt: skip
         ctx.save_for_backward(of_student)
         found = (*observed.unbind(), entropies.float(), agreed.float())

@@ -88,6 +88,13 @@ static inline float cumulative(float x, float density) {
     return x < 0 ? tail : 1.0f - tail;
 }
 
+/* Zeroed memory. */
+static void *room(size count, size bytes) {
+    void *found = calloc(count ? count : 1, bytes);
+    if (!found) abort();
+    return found;
+}
+
 /* This thread's rows. */
 static void share(size rows, size *from, size *to) {
     size threads = omp_get_num_threads(), me = omp_get_thread_num();
