@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+import toys
 from torch import nn
 
 from unmask import passes
@@ -17,6 +18,7 @@ from unmask.methods.distill import patch_loss
 from unmask.methods.mae import MAEConfig, mean_square, normalize, patchify
 from unmask.methods.relaxation import sample
 from unmask.passes import build
+from unmask.run import last_kernels
 from unmask.views import View
 from unmask.vit import ViTConfig
 
@@ -372,11 +374,19 @@ def test_images_are_normalized_as_by_the_formula(channels):
     torch.testing.assert_close(found, images * scale + shift, atol=1e-6, rtol=1e-6)
 
 
+def test_a_run_that_goes_on_with_other_kernels_says_so(tmp_path):
+    for compile_ in ("auto", "off"):
+        run = toys.run(tmp_path, steps=2, precision="bf16", compile=compile_)
+    was, now = last_kernels(run.path)
+    assert now == "PyTorch's, as asked" and was != now
+    assert f"kernels were {was}, and are PyTorch's, as asked now" in (run.path / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("variables", "why"),
     [
-        ({"CC": "no-such-compiler"}, "no C compiler"),
-        ({"CC": "false"}, "^false failed"),
+        ({"CC": "no-such-compiler"}, "CC names no-such-compiler, which is not found"),
+        ({"CC": "false"}, "^false failed with 1: it said nothing"),
         ({"CC": "true"}, "the compiler made nothing"),
         ({"CC": 'gcc "'}, "No closing quotation"),
         ({"TMPDIR": "/dev/null"}, "usable temporary directory|Not a directory"),

@@ -1,5 +1,7 @@
 """What runs a block: PyTorch's kernels, torch.compile, or on a CPU kernels of our own; and when."""
 
+from collections.abc import Sequence
+
 from . import passes
 from .config import RunConfig
 from .methods.base import Method
@@ -23,12 +25,23 @@ def compile_blocks(method: Method) -> None:
         block.compile()
 
 
-def lacks_kernels(config: RunConfig, world: World) -> str | None:
-    """What to say of a run that would use kernels of our own (`passes`) and has none."""
-    if config.compile != "auto" or config.precision != "bf16" or world.device.type != "cpu":
-        return None
-    why = passes.why_not()
-    return why and f"PyTorch's kernels alone, which take a tenth longer, as ours cannot be built: {why}"
+def kernel_notes(config: RunConfig, world: World, last: Sequence[str]) -> list[str]:
+    """What to say of the kernels that a run will use: that ours are lacking, that they are not the last start's.
+
+    Args:
+        config: of the run.
+        world: the processes.
+        last: `run.last_kernels`.
+    """
+    if config.precision != "bf16" or world.device.type != "cpu":
+        return []
+    said, why = [], passes.why_not()
+    if config.compile == "auto" and why:
+        said.append(f"PyTorch's kernels alone, which take a tenth longer, as ours cannot be built: {why}")
+    if len(set(last)) > 1:
+        change = f"kernels were {last[0]}, and are {last[1]} now"
+        said.append(f"{change}: from here on numbers differ by rounding from a run whose kernels stayed")
+    return said
 
 
 def compiles(config: RunConfig, world: World, steps: int) -> bool:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, passes
 from .config import SPEED_FIELDS, RunConfig, differences, from_json, to_json
 from .methods.base import Method
 from .parallel import World
@@ -219,6 +219,12 @@ def _settle(path: Path, config: RunConfig) -> None:
     checkpoint.write_atomically(starts, json.dumps([*entries, environment()], indent=1) + "\n")
 
 
+def last_kernels(path: Path) -> list[str]:
+    """What `passes.which` said at the last two starts of a run, or the one."""
+    entries = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    return [entry["kernels"] for entry in entries[-2:] if "kernels" in entry]
+
+
 def environment() -> dict[str, Any]:
     """What a run is made on: versions, machine, processes."""
     here = Path(__file__).parent
@@ -246,5 +252,6 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "host": platform.node(),
         "threads": torch.get_num_threads(),
+        "kernels": passes.which(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }

@@ -19,7 +19,7 @@ from torch import nn
 
 from . import checkpoint, parallel, passes, photometry_cpu
 from .budget import fit_device_batch
-from .compilation import compile_blocks, compiles, lacks_kernels
+from .compilation import compile_blocks, compiles, kernel_notes
 from .config import RunConfig, parse_interval
 from .console import Console
 from .data.sources import Source
@@ -30,7 +30,7 @@ from .optim import build_optimizer
 from .parallel import World
 from .randomness import fold
 from .recompute import recompute
-from .run import Run
+from .run import Run, last_kernels
 from .signals import Stopped, StopSignals
 from .step import Upload, share_hidden, update
 
@@ -143,9 +143,9 @@ def _train(
     notes: Sequence[str],
 ) -> Run:
     console = Console(world.first, run.path / "log.txt")
-    for line in (*notes, lacks_kernels(config, world)):
-        if line:
-            console.say(line)
+    last = last_kernels(run.path) if world.first else []
+    for line in (*notes, *kernel_notes(config, world, last)):
+        console.say(line)
     engine = parallel.wrap(prepared, world, config.parallel)
     method = parallel.unwrap(engine)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)

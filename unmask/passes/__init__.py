@@ -5,12 +5,12 @@ them to Python, with their gradients.
 """
 
 from .block import Branch, Kept, add, add_norm, attend, gelu, kept, norm
-from .build import Unavailable, library, ready, switch, why_not
+from .build import Unavailable, library, ready, switch, which, why_not
 from .images import can_normalize, normalize
 from .losses import Distilled, Found, at_once, distill, pixel_error, sample, sample_backward
 
 __all__ = [
     "Branch", "Distilled", "Found", "Kept", "Unavailable", "add", "add_norm", "at_once", "attend", "can_normalize",
     "distill", "gelu", "kept", "library", "norm", "normalize", "pixel_error", "ready", "sample", "sample_backward",
-    "switch", "why_not",
+    "switch", "which", "why_not",
 ]  # fmt: skip

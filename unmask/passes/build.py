@@ -65,6 +65,14 @@ def ready() -> bool:
     return _Switch.on and not torch.compiler.is_compiling() and why_not() is None
 
 
+def which() -> str:
+    """The kernels of this process, in words: ours, or PyTorch's and why."""
+    if not _Switch.on:
+        return "PyTorch's, as asked"
+    why = why_not()
+    return "ours" if why is None else f"PyTorch's: {why}"
+
+
 @functools.cache
 def why_not() -> str | None:
     """Why this process has no kernels: None if it has."""
@@ -121,13 +129,15 @@ def _built() -> ctypes.CDLL:
 def _compile(*arguments: str) -> None:
     command = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
     if not shutil.which(command[0]):
-        raise Unavailable("no C compiler: install gcc, or name one by the variable CC")
+        lacking = f"CC names {command[0]}, which is not found" if command[0] else "no C compiler is found"
+        raise Unavailable(f"{lacking}; install gcc, or name it by the variable CC")
     try:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as why:
         raise Unavailable(f"{shlex.join(command)}: {why}") from why
     if done.returncode:
-        raise Unavailable(f"{shlex.join(command)} failed: {(done.stderr or done.stdout).strip()[:500]}")
+        said = (done.stderr or done.stdout).strip().partition("\n")[0][:300] or "it said nothing"
+        raise Unavailable(f"{shlex.join(command)} failed with {done.returncode}: {said}")
 
 
 def _runtimes() -> set[str]:
