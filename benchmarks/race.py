@@ -12,6 +12,7 @@ forked from one that has imported torch and not touched a GPU: each contender st
 """
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import platform
@@ -20,7 +21,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ def race(
     threads: int,
     preload: Sequence[str] = ("torch",),
     peak: Callable[[], int] = peak_memory,
+    lock: str | None = None,
 ) -> tuple[list[Timing], dict[str, str]]:
     """Let contenders take turns.
 
@@ -100,7 +102,7 @@ def race(
         processes[-1].start()
         there.close()
     try:
-        return _take_turns(pipes, rounds)
+        return _take_turns(pipes, rounds, lock)
     except BaseException:  # they are no daemons, which may have no children (loaders' workers), and would wait
         for process in processes:
             process.kill()
@@ -110,17 +112,28 @@ def race(
             process.join()
 
 
-def _take_turns(pipes: dict[str, Connection], rounds: int) -> tuple[list[Timing], dict[str, str]]:
+def _take_turns(pipes: dict[str, Connection], rounds: int, lock: str | None) -> tuple[list[Timing], dict[str, str]]:
     answers = {name: _answer(name, pipe) for name, pipe in pipes.items()}
     left_out = {name: why for name, why in answers.items() if why is not None}
     running = {name: pipe for name, pipe in pipes.items() if name not in left_out}
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    for turn in range(rounds + 1):
-        for name, pipe in running.items():
-            took = _ask(name, pipe, True)
-            if turn:
-                seconds[name].append(took)
+    with _alone(lock):
+        for turn in range(rounds + 1):
+            for name, pipe in running.items():
+                took = _ask(name, pipe, True)
+                if turn:
+                    seconds[name].append(took)
     return [Timing(name, seconds[name], _ask(name, pipe, False)) for name, pipe in running.items()], left_out
+
+
+@contextlib.contextmanager
+def _alone(lock: str | None) -> Iterator[None]:
+    if lock is None:
+        yield
+        return
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _work(

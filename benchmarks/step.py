@@ -48,6 +48,8 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
         found.append(contender("unmask bf16, PyTorch's kernels", ours.make, "bf16", "torch"))
     if compiled:
         found.append(contender(COMPILED, ours.make, "bf16", "compiled"))
+        if case.device != "cpu":
+            found.append(contender(f"{COMPILED} by block", ours.make, "bf16", "compiled by block"))
     if isinstance(case.method, BEiTConfig) and not case.tokens_given:
         found.append(contender("unmask bf16, tokens too", ours.make, "bf16", "own", "bf16"))
     found += [contender(f"official {how}", official.make, how, folder) for how in ("fp32", "bf16")]
@@ -70,7 +72,11 @@ def measure(case: Case, arguments: argparse.Namespace, console: Console, notes: 
     wanted = {compared, *arguments.rows} if arguments.rows else {c.name for c in all_of_them}
     chosen, peak = [c for c in all_of_them if c.name in wanted], on_gpu.peak_memory
     timings, left_out = race(
-        chosen, arguments.rounds, arguments.threads, peak=peak_memory if case.device == "cpu" else peak
+        chosen,
+        arguments.rounds,
+        arguments.threads,
+        peak=peak_memory if case.device == "cpu" else peak,
+        lock=arguments.lock,
     )
     rows = compare(timings, compared, case.images, FLOOR)
     console.print(table(f"{case.name}, {case.images} images a step, {arguments.rounds} rounds", rows))
@@ -117,6 +123,9 @@ def read_arguments() -> argparse.Namespace:
         "--compile", action=argparse.BooleanOptionalAction,
         help="ours with compiled blocks, too, a minute more each; default: on a GPU",
     )  # fmt: skip
+    parser.add_argument(
+        "--lock", metavar="FILE", help="measure while no other benchmark with this file does; all may compile"
+    )
     parser.add_argument("--quick", action="store_true", help="sizes of seconds: does it all run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each row")
     parser.add_argument(

@@ -83,6 +83,19 @@ def test_golden_case_catches_a_wrong_variant(name, mistake, monkeypatch, tmp_pat
     assert goldens.run_goldens(copy_cases(tmp_path, name))["failed"]
 
 
+def test_another_device_is_refused_where_it_is_not(tmp_path, monkeypatch):
+    copy_cases(tmp_path, "mae_pos_embed")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU here"):
+        goldens.run_goldens(tmp_path, "cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_golden_case_passes_on_a_gpu():
+    report = goldens.run_goldens(GOLDEN, "cuda")
+    assert report["missing"] == report["failed"] == []
+
+
 def test_a_case_is_found_by_its_field_or_else_by_its_file_name(tmp_path):
     copy_cases(tmp_path, "mae_pos_embed")
     sidecar = json.loads((tmp_path / "mae_pos_embed.json").read_text())

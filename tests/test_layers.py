@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "unmask"
 LAYERS = {
     0: "config schedules randomness nearest waiting",
-    1: "vit blocks attend passes positions initialize masks framing views side_by_side photometry photometry_cpu "
+    1: "vit blocks attend fused passes positions initialize masks framing views side_by_side photometry photometry_cpu "
     "randaugment erasing mixing weights boxes jitter",
     2: "data",
     3: "methods tokenizers layer_decay",

@@ -14,7 +14,7 @@ from unmask.blocks import Block
 from unmask.budget import synthetic_batch
 from unmask.config import DataConfig
 from unmask.methods.base import Progress
-from unmask.methods.distill import patch_loss
+from unmask.methods.distill import PatchLoss
 from unmask.methods.mae import MAEConfig, mean_square, normalize, patchify
 from unmask.methods.relaxation import sample
 from unmask.passes import build
@@ -350,7 +350,7 @@ def test_ibot_s_patch_loss_and_what_it_observes_are_those_of_pytorchs_kernels(ro
     def run(kernels):
         passes.switch(kernels)
         student = logits.clone().requires_grad_()
-        loss, seen = patch_loss(teacher, center, 0.05, student, 0.1, weight)
+        loss, seen = PatchLoss()(teacher, center, 0.05, student, 0.1, weight)
         (0.5 * loss).backward()
         return loss, seen, student.grad.float()
 

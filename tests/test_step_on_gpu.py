@@ -162,7 +162,9 @@ def test_on_a_gpu_the_same_contenders_run_and_ours_compiled_is_what_they_are_com
     (on_gpu,) = bench.cases.chosen(["mae-nano"], False, "cuda", None)
     there = bench.step.contenders(on_gpu, None, True)
     here = names(bench.step.contenders(on_cpu, None, True))
-    assert names(there) == [name for name in here if name != "unmask bf16, PyTorch's kernels"]
+    by_block = "unmask bf16, compiled by block"
+    assert [n for n in names(there) if n != by_block] == [n for n in here if n != "unmask bf16, PyTorch's kernels"]
+    assert by_block in names(there)
     assert all(c.make is bench.on_gpu.make and c.arguments[1].device == "cuda" for c in there)
     assert bench.step.reference("cuda", True) in names(there)
     assert [bench.step.reference(*how) for how in (("cuda", False), ("cpu", True), ("cpu", False))] == [
@@ -235,7 +237,7 @@ def test_a_gpu_that_is_not_there_is_refused(bench, monkeypatch, capsys):
 
 
 def test_a_race_on_a_gpu_is_measured_there_from_the_command_line_to_the_file(bench, monkeypatch, tmp_path):
-    def race_there(chosen, rounds, threads, peak):
+    def race_there(chosen, rounds, threads, peak, lock):
         assert peak is bench.on_gpu.peak_memory and all(c.make is bench.on_gpu.make for c in chosen)
         return [Timing(c.name, [1.0] * rounds, 10) for c in chosen if "official" not in c.name], {}
 
@@ -247,7 +249,7 @@ def test_a_race_on_a_gpu_is_measured_there_from_the_command_line_to_the_file(ben
     monkeypatch.setattr(sys, "argv", ["step.py", *map(str, words)])
     bench.step.main()
     written = (tmp_path / "nvidia-h100-80gb-hbm3.md").read_text()
-    assert "| mae-base, 128 images | unmask bf16, compiled | 128 |" in written and "% of 790" in written
+    assert "| mae-base, 512 images | unmask bf16, compiled | 512 |" in written and "% of 790" in written
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {line["machine"] for line in lines} == {"nvidia-h100-80gb-hbm3"} and lines[0]["images"] == 128
+    assert {line["machine"] for line in lines} == {"nvidia-h100-80gb-hbm3"} and lines[0]["images"] == 512
     assert f"({lines[0]['gflop_an_image']:.3g} GFLOP an image)" in written

@@ -229,17 +229,18 @@ DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:User
 
 
 @DYNAMO
-def test_blocks_of_many_kinds_are_all_compiled(monkeypatch):
+@pytest.mark.parametrize("whole", [False, True], ids=["by-block", "whole"])
+def test_blocks_of_many_kinds_are_all_compiled(whole, monkeypatch):
     vit = ViTConfig(image_size=16, patch=4, width=16, depth=10, heads=2, pos_resize="factor", drop_path=0.2)
     views = (View(16, count=2), View(8, count=2))  # another length of sequence, and a teacher without gradients
     masks = (BlockMask(count=4, smallest=1),) * 2
     config = IBOTConfig(vit=vit, views=views, masks=masks, prototypes=16, head_width=8, bottleneck=4)
     method = config.build().train()
-    whole = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend="eager"))
+    by_torch = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: by_torch(function, backend="eager", **how))
     # not by monkeypatch, after which these settings are hidden from whoever compiles next
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
-        compile_blocks(method)
+        compile_blocks(method, whole)
         for images in (2, 3, 4):
             batch = synthetic_batch(config, DataConfig(), images, torch.device("cpu"))
             method(batch, Progress(0, 9, 1.0)).loss.backward()

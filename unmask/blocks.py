@@ -1,13 +1,14 @@
 """The Transformer block: attention and MLP on residual branches, normalized before."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from . import passes
+from . import fused, passes
 from .attend import attend
 from .positions import RelativePositionBias
 
@@ -62,7 +63,11 @@ class Attention(nn.Module):
         only: Int[Tensor, "M"] | None = None,
     ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
         """Attend; project what the tokens at `only`, flat indices of B*T, have gathered, or all."""
-        qkv, bias = self.project(x), self.bias(shared)
+        bias = self.bias(shared)
+        if fused.usable(x) and fused.fits(x.shape[1], x.shape[2] // self.heads):
+            gathered = fused.attend(x, self.qkv.weight, self.project_bias(), self.heads, bias)
+            return self.proj(pick(gathered, only))
+        qkv = self.project(x)
         if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
             return self.proj(pick(attend(qkv, self.heads, bias), only))
         q, k, v = self.split(qkv)
@@ -86,7 +91,11 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        if fused.usable(x) and self.act.approximate == "none":
+            hidden = fused.gelu(F.linear(x, self.fc1.weight), self.fc1.bias)
+        else:
+            hidden = self.act(self.fc1(x))
+        return self.drop(self.fc2(self.drop(hidden)))
 
 
 class LayerScale(nn.Module):
@@ -119,7 +128,16 @@ class DropPath(nn.Module):
         return factor.view(-1, 1, 1) if only is None else factor.index_select(0, only // tokens.shape[1]).view(-1, 1)
 
 
-class Block(nn.Module):
+class Compilable(nn.Module):
+    """A part whose `forward` has a compiled stand-in, for training only: what is evaluated comes in many sizes."""
+
+    compiled: Callable[..., Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "compiled": None}  # a copy has weights of its own
+
+
+class Block(Compilable):
     """x + attention(norm(x)), then x + mlp(norm(x)); dropout ends the attention and both layers of the MLP."""
 
     def __init__(
@@ -161,11 +179,27 @@ class Block(nn.Module):
             only: flat indices of B*T: return these tokens, and make projection and MLP for them alone. For a last
                 block, of which a loss reads some tokens.
         """
+        chances = self.drop_path1(x, only), self.drop_path2(x, only)
+        if self.compiled is not None and self.training:
+            return self.compiled(x, bias, only, *chances)
         if self.can_join(x):
-            return self.joined(x, bias, only)
-        factors = self.ls1(self.drop_path1(x, only)), self.ls2(self.drop_path2(x, only))
-        x = add(pick(x, only), self.drop(self.attn(self.norm1(x), bias, only)), factors[0])
-        return add(x, self.mlp(self.norm2(x)), factors[1])
+            return self.joined(x, bias, only, chances)
+        return self.branches(x, bias, only, *chances)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile all but the draws of drop path: blocks of all rates are one function then."""
+        self.compiled = compiled(self.branches, (2, 3, 4), *args, **kwargs)
+
+    def branches(
+        self,
+        x: Float[Tensor, "B T D"],
+        bias: Float[Tensor, "H T T"] | None,
+        only: Int[Tensor, "M"] | None,
+        *chances: Float[Tensor, "..."] | None,
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+        """`forward` by PyTorch's kernels, for what drop path has drawn."""
+        x = add(pick(x, only), self.drop(self.attn(self.norm1(x), bias, only)), self.ls1(chances[0]))
+        return add(x, self.mlp(self.norm2(x)), self.ls2(chances[1]))
 
     def can_join(self, x: Tensor) -> bool:
         """Whether `joined` computes what is asked for: bf16 products on a CPU, GELU by the error function."""
@@ -178,13 +212,17 @@ class Block(nn.Module):
         return plain and torch.get_autocast_dtype("cpu") == torch.bfloat16 and passes.ready()
 
     def joined(
-        self, x: Float[Tensor, "B T D"], bias: Float[Tensor, "H T T"] | None, only: Int[Tensor, "M"] | None
+        self,
+        x: Float[Tensor, "B T D"],
+        bias: Float[Tensor, "H T T"] | None,
+        only: Int[Tensor, "M"] | None,
+        chances: tuple[Tensor | None, Tensor | None],
     ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
         """`forward` by kernels of our own: products without bias, and one pass over memory between two of them.
 
         The modules inside give their weights and are not called: hooks on them see nothing.
         """
-        attn, mlp, chances = self.attn, self.mlp, (self.drop_path1(x, only), self.drop_path2(x, only))
+        attn, mlp = self.attn, self.mlp
         gammas = [ls.gamma if isinstance(ls, LayerScale) else None for ls in (self.ls1, self.ls2)]
         # a dropped branch is not even computed; with `only` samples have unequal numbers of tokens
         kept = [passes.kept(chance) if only is None else None for chance in chances]
@@ -196,6 +234,53 @@ class Block(nn.Module):
         hidden = passes.gelu(F.linear(normed, mlp.fc1.weight), mlp.fc1.bias)
         product = F.linear(hidden, mlp.fc2.weight)
         return passes.add(x, passes.Branch(product, mlp.fc2.bias, gammas[1], chances[1], kept[1]))
+
+
+class Stack(Compilable, nn.ModuleList):
+    """Blocks one after the other."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        bias: Float[Tensor, "H T T"] | None = None,
+        only: Int[Tensor, "M"] | None = None,
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+        """Transform tokens; the last block returns those at `only`, as in `Block.forward`."""
+        if self.compiled is not None and self.training:
+            return self.compiled(x, bias, only)
+        return self.through(x, bias, only)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile all blocks as one function: what ends one and begins the next is one pass then."""
+        self.compiled = compiled(self.through, (2,), *args, **kwargs)
+
+    def through(
+        self, x: Float[Tensor, "B T D"], bias: Float[Tensor, "H T T"] | None, only: Int[Tensor, "M"] | None
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "M D"]:
+        for i, block in enumerate(self):
+            x = block(x, bias, only if i == len(self) - 1 else None)
+        return x if len(self) else pick(x, only)
+
+
+def compiled(
+    function: Callable[..., Tensor], varying: tuple[int, ...], *args: Any, **kwargs: Any
+) -> Callable[..., Tensor]:
+    """torch.compile for a function whose sizes are constants, as they are in training, but for some.
+
+    Args:
+        function: of tensors, or None in place of one.
+        varying: places of arguments whose first size differs from step to step, as hidden patches do.
+        args, kwargs: for torch.compile.
+    """
+    fast = torch.compile(function, *args, **{"dynamic": False, **kwargs})
+
+    def call(*given: Any) -> Tensor:
+        for argument in (given[place] for place in varying):
+            if argument is not None:
+                torch._dynamo.maybe_mark_dynamic(argument, 0)
+        return fast(*given)
+
+    return call
 
 
 def add(

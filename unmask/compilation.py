@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from . import passes
+from .blocks import Block, Compilable, Stack
 from .config import RunConfig
 from .methods.base import Method
 from .parallel import World
@@ -11,18 +12,24 @@ COMPILE_PAYS = 1000
 """optimizer steps from which a minute of compilation is worth it"""
 
 
-def compile_blocks(method: Method) -> None:
-    """Compile a method block by block, in place.
+def compile_blocks(method: Method, whole: bool) -> None:
+    """Compile a method's blocks for training, in place, and what else of it is worth it (`Compilable`).
 
-    To Dynamo all blocks are one function, of which it keeps few versions: one is needed for each rate of drop path,
-    length of sequence, set of tokens that are read and mode of gradients. Beyond them a block would run uncompiled.
+    Args:
+        method: before its first step.
+        whole: a stack of blocks as one function, which is faster and takes longer to compile; otherwise block by
+            block: gradients of a block are there, and exchanged between processes, while those of others are made.
     """
     import torch._dynamo as dynamo  # takes seconds
 
+    # to Dynamo all blocks are one function, of which it keeps few versions: beyond them they would run uncompiled
     blocks = list(method.blocks())
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 4 * len(blocks))
-    for block in blocks:
-        block.compile()
+    parts = [part for part in method.modules() if isinstance(part, Compilable) and not isinstance(part, Block)]
+    parts = [part for part in parts if whole or not isinstance(part, Stack)]
+    together = {block for part in parts if isinstance(part, Stack) for block in part}
+    for part in (*parts, *(block for block in blocks if block not in together)):
+        part.compile()
 
 
 def kernel_notes(config: RunConfig, world: World, last: Sequence[str]) -> list[str]:

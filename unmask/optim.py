@@ -52,16 +52,15 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> F
     norms = _norms(grads)
     total = torch.linalg.vector_norm(norms)
     if config.clip is not None:
-        limits = norms if config.clip_by == "tensor" else total.expand_as(norms)
-        factors = (config.clip / (limits + 1e-6)).clamp(max=1.0)
-        for grad, factor in zip(grads, factors, strict=True):
-            local(grad).mul_(factor.to(grad.dtype))
+        limits = norms if config.clip_by == "tensor" else total
+        factors, here = (config.clip / (limits + 1e-6)).clamp(max=1.0), [local(grad) for grad in grads]
+        torch._foreach_mul_(here, list(factors.unbind()) if config.clip_by == "tensor" else factors)
     return total
 
 
 def _norms(tensors: list[Tensor]) -> Float[Tensor, "_"]:
     """The norm of each tensor; of sharded ones with a single exchange between ranks for all."""
-    norms = torch.stack([torch.linalg.vector_norm(local(t).float()) for t in tensors])
+    norms = torch.stack(torch._foreach_norm([local(t).float() for t in tensors]))
     sharded = next((t for t in tensors if isinstance(t, DTensor)), None)
     if sharded is None:
         return norms

@@ -160,7 +160,7 @@ def _train(
         console.say(f"{run.path} is finished: {steps} steps are done; train longer with --from {run.path}")
         return run
     if compiles(config, world, steps - start):
-        compile_blocks(method)
+        compile_blocks(method, whole=world.size == 1 and config.recompute == "off")
 
     stream, upload = stream_of(config, source, world, start, steps), Upload(config, world.device)
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .blocks import Block
+from .blocks import Block, Stack
 from .initialize import initialize
 from .positions import RelativePositionBias, grid_of, pair, resize_pos_embed, sincos_2d
 
@@ -161,7 +161,7 @@ class ViT(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, d)) if config.mask_token else None
         self.pos_embed = None
         if config.pos_embed == "sincos":
-            table = torch.from_numpy(sincos_2d(d, (gh, gw), prefix=1)).float().unsqueeze(0)
+            table = torch.tensor(sincos_2d(d, (gh, gw), prefix=1), dtype=torch.float32).unsqueeze(0)
             self.pos_embed = nn.Parameter(table, requires_grad=False)
         elif config.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + gh * gw, d))
@@ -169,7 +169,7 @@ class ViT(nn.Module):
         self.rel_pos_bias = RelativePositionBias(config.grid, config.heads) if shared else None
         self.pos_drop = nn.Dropout(config.dropout)
         rates = np.linspace(0.0, config.drop_path, config.depth)  # fidelity: block 0 gets 0, the last all
-        self.blocks = nn.ModuleList(self.block(float(rate)) for rate in rates)
+        self.blocks = Stack(self.block(float(rate)) for rate in rates)
         after = config.normalizes_after_pooling
         without = after or (config.classes > 0 and config.head_norm == "none")
         self.norm = nn.Identity() if without else nn.LayerNorm(d, eps=config.norm_eps)
@@ -251,14 +251,13 @@ class ViT(nn.Module):
             layers = tuple(range(len(self.blocks))[i] for i in layers)  # -1 is the last block
         x, grid = self.embed(image, keep, hidden)
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        if layers is None:
+            return self.tokens(self.norm(self.blocks(x, bias)), grid)
         taken: dict[int, Tokens] = {}
         for i, block in enumerate(self.blocks):
             x = block(x, bias)
-            if layers is not None and i in layers:
-                taken[i] = self.tokens(x, grid)
-        if layers is not None:
-            return tuple(taken[i] for i in layers)
-        return self.tokens(self.norm(x), grid)
+            taken[i] = self.tokens(x, grid)
+        return tuple(taken[i] for i in layers)
 
     def at(
         self, image: Float[Tensor, "B C h w"], places: Int[Tensor, "M"], *, hidden: Bool[Tensor, "B N"] | None = None
@@ -273,9 +272,7 @@ class ViT(nn.Module):
         """
         x, _ = self.embed(image, None, hidden)
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        for block in self.blocks[:-1]:
-            x = block(x, bias)
-        return self.norm(self.blocks[-1](x, bias, places))
+        return self.norm(self.blocks(x, bias, places))
 
     def cls_places(self, image: Float[Tensor, "B C h w"]) -> Int[Tensor, "B"]:
         """Flat indices of B*T of the class tokens."""

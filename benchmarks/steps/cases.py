@@ -159,17 +159,15 @@ LARGE = (
 )
 """on a CPU only when named"""
 GPU_IMAGES = {
-    "mae-base": 128,
-    "mae-large": 64,
-    "beit-base": 128,
-    "ibot-small": 128,
+    "mae-base": 512,
+    "mae-large": 256,
+    "beit-base": 256,
+    "ibot-small": 256,
     "ibot-small-10-locals": 64,
-    "ibot-base": 64,
+    "ibot-base": 128,
 }
-"""on a GPU: images of a step such that all contenders should fit on 78 GiB together. The GPU holds the
-weights, gradients and moments of all (16 bytes a parameter, ours 12 between steps; MAE-L: 49 GB), but the activations
-of one (`on_gpu.py`). The official fp32 step keeps most: 14 GB in MAE-B, 10 in MAE-L, 24 in iBOT-S, 21 in iBOT-B, by
-the sizes of what autograd saves. Not yet measured on a GPU"""
+"""on a GPU: images of a step; all contenders together fit into an H200's 141 GB. The GPU holds the weights, gradients
+and moments of all, but the activations of one (`on_gpu.py`)"""
 QUICK = (
     _mae("mae-nano", 16, _vit("nano", 64, 8), (64, 1, 2)),
     _beit("beit-nano", 8, _vit("nano", 64, 8), CodecConfig(vocab=512, width=64), _SMALL_MASK, True),
@@ -197,7 +195,7 @@ def chosen(names: Sequence[str], quick: bool, device: str, images: int | None) -
         device: cpu or cuda.
         images: of a step, in place of what the case has for the device.
     """
-    usual = [case.name for case in (QUICK if quick else CASES)] if device == "cpu" or quick else list(GPU_IMAGES)
+    usual = [each.name for each in (QUICK if quick else CASES)] if device == "cpu" or quick else list(GPU_IMAGES)
     found = [case(name) for name in names or usual]
     if device != "cpu":
         found = [replace(each, images=GPU_IMAGES.get(each.name, each.images), device=device) for each in found]

@@ -19,7 +19,7 @@ from .cases import AT, Case
 def make(
     given: Case,
     precision: str,
-    kernels: Literal["own", "torch", "compiled"] = "own",
+    kernels: Literal["own", "torch", "compiled", "compiled by block"] = "own",
     tokens: Literal["fp32", "bf16"] = "fp32",
 ) -> partial:
     """A step of `step.update`.
@@ -27,7 +27,7 @@ def make(
     Args:
         given: what is trained.
         precision: bf16 or fp32.
-        kernels: on a CPU in bf16, own: those of `unmask/passes`; compiled: blocks by torch.compile.
+        kernels: on a CPU in bf16, own: those of `unmask/passes`; compiled: a stack of blocks by torch.compile.
         tokens: the precision of BEiT's tokens.
     """
     keep_memory()
@@ -50,8 +50,8 @@ def make(
     config, method = prepare(config, world, given.build)
     engine = parallel.wrap(method, world, config.parallel)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
-    if kernels == "compiled":
-        compile_blocks(method)
+    if kernels in ("compiled", "compiled by block"):
+        compile_blocks(method, whole=kernels == "compiled")
     engine.train()
     batches = [given.batch()]
     share_hidden(batches, world)

@@ -8,6 +8,7 @@ between image and prototype, H(mean P) - mean H(P), goes to 0; that is what the 
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import passes
+from ..blocks import Compilable, compiled
 from ..positions import grid_of
 from ..schedules import Progress
 from ..views import View, expand
@@ -39,30 +41,52 @@ def cls_loss(teacher: Float[Tensor, "G B K"], student: Float[Tensor, "V B K"]) -
     return (pairs * other).sum() / (pairs.numel() - len(pairs))
 
 
-def patch_loss(
+class PatchLoss(Compilable):
+    """The weighted sum of H(softmax((t - C) / tau), softmax(s / student_tau)), and `observed` of it, as "patch_"."""
+
+    def forward(
+        self,
+        teacher: Float[Tensor, "M K"],
+        center: Float[Tensor, "K"],
+        tau: float,
+        student: Float[Tensor, "M K"],
+        student_tau: float,
+        weight: Float[Tensor, "M"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Score the student.
+
+        Args:
+            teacher, student: logits of the same patches.
+            center: C.
+            tau, student_tau: temperatures.
+            weight: of each patch.
+        """
+        some = slice(None, None, _every(len(teacher)))
+        if passes.at_once(student) and passes.at_once(teacher):
+            loss, *seen = passes.distill(teacher, center, tau, student, student_tau, weight, some.step)
+            looked_at = float(len(range(0, len(teacher), some.step)))
+            names = ("patch_taken", "patch_probability", "patch_entropies", "patch_agreed")
+            return loss, {"patch_samples": torch.full((), looked_at)} | dict(zip(names, seen, strict=True))
+        score, temperature = self.compiled or cross_entropies, center.new_full((), tau)  # it changes with epochs
+        sharp = (teacher[some].float() - center) / tau
+        seen = _observe(sharp.softmax(-1), sharp, student[some], "patch_")
+        return (weight * score(teacher, center, temperature, student, student_tau)).sum(), seen
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the cross-entropies: from both logits to both ends in a pass or two."""
+        self.compiled = compiled(cross_entropies, (0, 3), *args, **kwargs)
+
+
+def cross_entropies(
     teacher: Float[Tensor, "M K"],
     center: Float[Tensor, "K"],
-    tau: float,
+    tau: Float[Tensor, ""],
     student: Float[Tensor, "M K"],
     student_tau: float,
-    weight: Float[Tensor, "M"],
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The weighted sum of H(softmax((t - C) / tau), softmax(s / student_tau)), and `observed` of it, as "patch_".
-
-    Args:
-        teacher, student: logits of the same patches.
-        center: C.
-        tau, student_tau: temperatures.
-        weight: of each patch.
-    """
-    if passes.at_once(student) and passes.at_once(teacher):
-        loss, *seen = passes.distill(teacher, center, tau, student, student_tau, weight, _every(len(teacher)))
-        looked_at = float(len(range(0, len(teacher), _every(len(teacher)))))
-        names = ("patch_taken", "patch_probability", "patch_entropies", "patch_agreed")
-        return loss, {"patch_samples": torch.full((), looked_at)} | dict(zip(names, seen, strict=True))
-    sharp = (teacher.float() - center) / tau
-    t, s = sharp.softmax(-1), (student.float() / student_tau).log_softmax(-1)
-    return -(weight * (t * s).sum(-1)).sum(), observed(t, sharp, s, "patch_")
+) -> Float[Tensor, "M"]:
+    """H(softmax((t - C) / tau), softmax(s / student_tau)) of each row, in fp32."""
+    t = ((teacher.float() - center) / tau).softmax(-1)
+    return -(t * (student.float() / student_tau).log_softmax(-1)).sum(-1)
 
 
 def koleo(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
@@ -171,7 +195,12 @@ def observed(
         prefix: in front of each name.
     """
     some = slice(None, None, _every(len(teacher)))
-    teacher, logits, student = teacher[some], logits[some], student[some]
+    return _observe(teacher[some], logits[some], student[some], prefix)
+
+
+def _observe(
+    teacher: Float[Tensor, "S K"], logits: Float[Tensor, "S K"], student: Float[Tensor, "S K"], prefix: str
+) -> dict[str, Tensor]:
     samples, k = teacher.shape
     best = teacher.argmax(-1)
     top = best[:, None]

@@ -198,6 +198,7 @@ class IBOT(Method):
             # a patch layer that only the teacher has begins as the student's shared one
             {k: start[k if k in start else k.replace("patch_layer", "last_layer")] for k in self.teacher.state_dict()}
         )
+        self.patch_loss = distill.PatchLoss()
         self.register_buffer("center", torch.zeros(config.prototypes))
         self.register_buffer("patch_center", torch.zeros(own))
 
@@ -284,7 +285,7 @@ class IBOT(Method):
             seen = distill.observed(t.flatten(0, 1), sharp.flatten(0, 1), other.flatten(0, 1))
             if config.masks:
                 of_patches = teacher[1], self.patch_center, patch_tau, student[1], config.student_temperature, weight
-                loss_patch, observed = distill.patch_loss(*of_patches)
+                loss_patch, observed = self.patch_loss(*of_patches)
                 loss_patch = loss_patch * config.patch_weight
                 loss, metrics["loss_patch"] = loss_cls + loss_patch, loss_patch.detach()
                 seen |= observed

@@ -9,7 +9,7 @@ patches costs one row, not one row a patch.
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..blocks import Compilable, compiled
 from ..initialize import initialize
 
 Norm = Literal["none", "ln", "bn"]
 Act = Literal["gelu", "relu"]
 
 
-class Head(nn.Module):
+class Head(Compilable):
     """MLP, l2 normalization, weight-normed prototypes (`DINOHead` and `iBOTHead` of the original).
 
     Args:
@@ -77,6 +78,13 @@ class Head(nn.Module):
 
     def embed(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows d"]:
         """Direction of each token in the bottleneck space, fp32 and of length 1."""
+        return self.compiled(tokens) if self.compiled is not None and self.training else self.directions(tokens)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile `embed`."""
+        self.compiled = compiled(self.directions, (0,), *args, **kwargs)
+
+    def directions(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows d"]:
         z = self.mlp(tokens.reshape(-1, tokens.shape[-1]))
         return F.normalize(z.float(), dim=-1).reshape(*tokens.shape[:-1], -1)
 

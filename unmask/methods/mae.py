@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import passes
-from ..blocks import Block, pick
+from ..blocks import Block, Stack, pick
 from ..config import MethodConfig
 from ..initialize import initialize
 from ..masks import MaskPolicy, RandomMask, keep_count, visible_indices
@@ -131,9 +131,9 @@ class Decoder(nn.Module):
         (ph, pw), self.grid = vit.patch_hw, vit.grid
         self.embed = nn.Linear(vit.width, d)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, d))
-        table = torch.from_numpy(sincos_2d(d, self.grid, prefix=1)).float().unsqueeze(0)
+        table = torch.tensor(sincos_2d(d, self.grid, prefix=1), dtype=torch.float32).unsqueeze(0)
         self.pos_embed = nn.Parameter(table, requires_grad=False)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             Block(d, config.decoder_heads, vit.mlp_ratio, norm_eps=vit.norm_eps) for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(d, eps=vit.norm_eps)
@@ -158,11 +158,7 @@ class Decoder(nn.Module):
         pos = self.positions(grid)
         x = torch.cat([prefix[:, :1] + pos[:, :1], prefix[:, 1:].to(pos.dtype), patches + pos[:, 1:]], dim=1)
         places = None if only is None else places_of(only, grid[0] * grid[1], r)
-        for i, block in enumerate(self.blocks):
-            x = block(x, None, places if i == len(self.blocks) - 1 else None)
-        if not self.blocks:
-            x = pick(x, places)
-        pixels = self.pred(self.norm(x))
+        pixels = self.pred(self.norm(self.blocks(x, None, places)))
         return pixels[:, r:] if only is None else pixels
 
 

@@ -1,4 +1,4 @@
-"""`python -m unmask.testing goldens FOLDER [--json]`."""
+"""`python -m unmask.testing goldens FOLDER [--device cuda] [--json]`."""
 
 import argparse
 import json
@@ -14,11 +14,12 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     goldens = verbs.add_parser("goldens", help="run our code on the cases of a folder laid out like tests/golden")
     goldens.add_argument("folder", type=Path)
+    goldens.add_argument("--device", default="cpu", help="where ours computes; on a GPU in fp32 without TF32")
     goldens.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     arguments = parser.parse_args()
     try:
-        report = run_goldens(arguments.folder)
-    except FileNotFoundError as error:
+        report = run_goldens(arguments.folder, arguments.device)
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if arguments.json:

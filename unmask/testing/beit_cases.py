@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .goldens import Case
 
 Produced = dict[str, "Tensor | float"]
-WORLD = World(0, 1, torch.device("cpu"))
 
 
 class GivenTokens(nn.Module):
@@ -258,6 +257,7 @@ def trajectory(case: Case) -> Produced:
         precision="fp32",
     )
     optimizer = build_optimizer(beit.parameter_groups(), optim)
+    world = World(0, 1, case.inputs["imgs"].device)
     seen: dict[str, Tensor] = {}
 
     def look(*_: Any) -> None:  # gradients as the optimizer gets them, clipped
@@ -271,8 +271,8 @@ def trajectory(case: Case) -> Produced:
         micro = zip(*(x.chunk(config.get("update_freq", 1)) for x in given), strict=True)
         batches = [batch_of(*part) for part in micro]
         batches = [b._replace(position=torch.arange(len(b.views[0]))) for b in batches]
-        share_hidden(batches, WORLD)
-        result = update(beit, optimizer, batches, Progress(step, steps, 1.0), run, WORLD)
+        share_hidden(batches, world)
+        result = update(beit, optimizer, batches, Progress(step, steps, 1.0), run, world)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         decays.append(next(g["weight_decay"] for g in optimizer.param_groups if g["decay"]))

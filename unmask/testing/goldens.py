@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .. import parallel
 from . import beit_cases, dvae_cases, finetune_cases, ibot_cases, ibot_training, mae_cases
 
 
@@ -61,8 +62,11 @@ CASES: dict[str, Runner] = {
 }
 
 
-def read(path: Path) -> tuple[str, Case]:
-    """Read a case and name the code it is for: by the sidecar's `case`, or else by the file's name."""
+def read(path: Path, device: torch.device) -> tuple[str, Case]:
+    """Read a case and name the code it is for: by the sidecar's `case`, or else by the file's name.
+
+    Weights and inputs go to the device; outputs, which are compared, stay on the CPU.
+    """
     sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     kind = sidecar.get("case") or path.stem
     if kind not in CASES:
@@ -74,9 +78,11 @@ def read(path: Path) -> tuple[str, Case]:
         part, _, rest = name.partition("/")
         if part == "weights":
             group, _, official = rest.partition("/")
-            weights.setdefault(group, {})[official] = tensor
+            weights.setdefault(group, {})[official] = tensor.to(device)
+        elif part == "inputs":
+            inputs[rest] = tensor.to(device)
         else:
-            (inputs if part == "inputs" else outputs)[rest] = tensor
+            outputs[rest] = tensor
     case = Case(path.stem, sidecar["config"], weights, inputs, outputs, sidecar["outputs_json"], sidecar["tensors"])
     return kind, case
 
@@ -116,25 +122,31 @@ def steps_of(config: dict[str, Any]) -> int:
     return config["steps"] if "steps" in config else config["epochs"] * config["iters_per_epoch"]
 
 
-def run_goldens(folder: Path) -> dict[str, Any]:
+def run_goldens(folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Run every case of a folder.
 
+    Args:
+        folder: with NAME.safetensors and NAME.json.
+        device: where ours computes: auto, cpu, cuda or cuda:N. Convolutions on a GPU without TF32, which rounds.
     Returns:
         `cases` {case: {output: worst ratio}}, `missing` outputs or cases we do not produce, and
         `failed` outputs whose ratio exceeds 1.
     Raises:
         FileNotFoundError: no case there.
+        ValueError: no such device here.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"no golden case (*.safetensors with a .json beside it) in {folder}")
+    there = parallel.start(device).device
     report: dict[str, Any] = {"cases": {}, "missing": [], "failed": []}
     for path in paths:
-        kind, case = read(path)
+        kind, case = read(path, there)
         produced: dict[str, Tensor | float] = {}
         if kind in CASES:
             try:
-                produced = CASES[kind](case)
+                with torch.device(there), torch.backends.cudnn.flags(allow_tf32=False):
+                    produced = CASES[kind](case)
             except Exception as error:  # one broken case must not hide the others
                 report["failed"].append(f"{case.name}: {type(error).__name__}: {error}")
         ratios: dict[str, float] = {}

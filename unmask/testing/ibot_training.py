@@ -201,7 +201,7 @@ def trajectory(case: Case) -> Produced:
             masks=tuple(masks[step]),
             hidden=tuple(m.flatten().nonzero().flatten() for m in masks[step]),
         )
-        result = update(method, optimizer, [batch], at, run, World(0, 1, torch.device("cpu")))
+        result = update(method, optimizer, [batch], at, run, World(0, 1, crops.device))
         losses.append(torch.stack([result.loss, result.metrics["loss_cls"], result.metrics["loss_patch"]]))
         official = to_official(arrived)["student"]
         norms.append(torch.stack([official[name].norm() for name in case.outputs_json["clip_norms_order"]]))

@@ -128,7 +128,7 @@ def trajectory(case: Case) -> Produced:
         precision="fp32",
     )
     optimizer = build_optimizer(mae.parameter_groups(), optim)
-    world = World(0, 1, torch.device("cpu"))
+    world = World(0, 1, case.inputs["imgs"].device)
     out: Produced = {}
     seen: dict[str, Tensor] = {}
     for name, parameter in mae.named_parameters():
