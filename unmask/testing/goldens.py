@@ -62,7 +62,7 @@ CASES: dict[str, Runner] = {
 }
 
 
-def read(path: Path, device: torch.device) -> tuple[str, Case]:
+def read(path: Path, device: str | torch.device = "cpu") -> tuple[str, Case]:
     """Read a case and name the code it is for: by the sidecar's `case`, or else by the file's name.
 
     Weights and inputs go to the device; outputs, which are compared, stay on the CPU.
