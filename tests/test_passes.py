@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ import torch.nn.functional as F
 import toys
 from torch import nn
 
-from unmask import passes
+from unmask import checkpoint, passes
 from unmask.blocks import Block
 from unmask.budget import synthetic_batch
-from unmask.config import DataConfig
+from unmask.config import DataConfig, OptimConfig
 from unmask.methods.base import Progress
 from unmask.methods.distill import PatchLoss
 from unmask.methods.mae import MAEConfig, mean_square, normalize, patchify
 from unmask.methods.relaxation import sample
-from unmask.passes import build
+from unmask.optim import build_optimizer, clip_gradients
+from unmask.passes import build, weights
 from unmask.run import last_kernels
 from unmask.views import View
 from unmask.vit import ViTConfig
@@ -372,6 +374,113 @@ def test_images_are_normalized_as_by_the_formula(channels):
     found = passes.normalize(images, scale, shift)
     assert found.is_contiguous()
     torch.testing.assert_close(found, images * scale + shift, atol=1e-6, rtol=1e-6)
+
+
+# --- weights -------------------------------------------------------------------------------------------------
+
+SHAPES = [(64, 32), (5,), (3, 3, 7), (1000, 77), (1,)]
+
+
+@needs_kernels
+def test_adamw_moves_weights_and_keeps_state_as_pytorchs_does():
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(*shape)) for shape in SHAPES]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+
+    def optimizer(kind, weights, **more):
+        groups = [{"params": weights[:2], "weight_decay": 0.05}, {"params": weights[2:], "weight_decay": 0.0}]
+        return kind(groups, lr=1e-3, betas=(0.9, 0.95), **more)
+
+    own, usual = optimizer(passes.AdamW, ours), optimizer(torch.optim.AdamW, theirs, fused=True)
+    passes.small_gradients(ours[:1])
+    before = weights.half(ours[0]).clone()
+    for step in range(20):
+        for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            grad = None if i == 4 and step < 3 else torch.randn_like(mine).bfloat16()  # iBOT's prototypes begin later
+            small = getattr(mine, "grad_dtype", None) == torch.bfloat16
+            other.grad = None if grad is None else grad.float()
+            mine.grad = grad if grad is None or small else grad.float()
+        own.step()
+        usual.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-6, rtol=2e-6)
+    found, expected = own.state_dict()["state"], usual.state_dict()["state"]
+    for i, state in expected.items():
+        assert found[i].keys() == state.keys() and found[i]["step"] == state["step"]
+        torch.testing.assert_close(found[i], state, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(weights.half(ours[0]), before)
+    assert torch.equal(weights.half(ours[0]), ours[0].detach().bfloat16())
+    optimizer(torch.optim.AdamW, theirs, fused=True).load_state_dict(own.state_dict())
+
+
+@needs_kernels
+def test_a_copy_in_bf16_is_made_anew_when_others_change_the_weight():
+    weight = nn.Parameter(torch.randn(4, 3))
+    first = weights.half(weight)
+    assert weights.half(weight) is first and torch.equal(first, weight.detach().bfloat16())
+    with torch.no_grad():
+        weight.mul_(2)
+    assert torch.equal(weights.half(weight), weight.detach().bfloat16())
+
+
+@needs_kernels
+@pytest.mark.parametrize("small", [True, False])
+def test_a_projection_and_its_gradients_are_autocasts(small):
+    torch.manual_seed(0)
+    weight, x, grad = nn.Parameter(torch.randn(48, 64)), leaf(4, 10, 64, dtype=torch.bfloat16), torch.randn(4, 10, 48)
+    other, y = nn.Parameter(weight.detach().clone()), x.detach().clone().requires_grad_()
+    if small:
+        passes.small_gradients([weight])
+    found = passes.project(x, weight)
+    found.backward(grad.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.linear(y, other)
+    expected.backward(grad.bfloat16())
+    assert torch.equal(found, expected) and torch.equal(x.grad, y.grad)
+    assert torch.equal(weight.grad.float(), other.grad)
+    assert weight.grad.dtype == (torch.bfloat16 if small and hasattr(torch.Tensor, "grad_dtype") else torch.float32)
+
+
+@needs_kernels
+@pytest.mark.parametrize("by", ["global", "tensor"])
+def test_gradients_in_bf16_are_clipped_without_rounding_them(by):
+    torch.manual_seed(0)
+    small, wide = ([nn.Parameter(torch.zeros(*shape)) for shape in SHAPES] for _ in range(2))
+    passes.small_gradients(small)
+    for one, other in zip(small, wide, strict=True):
+        one.grad = torch.randn_like(one).bfloat16()
+        other.grad = one.grad.float()
+    config = OptimConfig(clip=1.0, clip_by=by)
+    torch.testing.assert_close(clip_gradients(small, config), clip_gradients(wide, config))
+    passes.AdamW(small, lr=1e-2).step()
+    torch.optim.AdamW(wide, lr=1e-2).step()
+    for one, other in zip(small, wide, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("micro", [8, 4])
+def test_gradients_stay_in_bf16_for_one_micro_batch_and_a_run_goes_on_with_the_same_bits(micro, tmp_path, monkeypatch):
+    seen, step = set(), passes.AdamW._step
+
+    def watched(optimizer, group, given):
+        seen.update(p.grad.dtype for p in given)
+        step(optimizer, group, given)
+
+    def state():
+        method = toys.TINY.build()
+        optimizer = build_optimizer(method.parameter_groups(), OptimConfig())
+        checkpoint.load(tmp_path, 4, method, optimizer)
+        return {"method": dict(method.state_dict()), "optimizer": checkpoint.optimizer_state(optimizer)}
+
+    monkeypatch.setattr(passes.AdamW, "_step", watched)
+    how = {"steps": 4, "precision": "bf16", "compile": "auto", "device_batch": micro, "save_every": "2", "clip": 1.0}
+    toys.run(tmp_path, **how)
+    whole = state()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-0000004")
+    toys.run(tmp_path, **how)
+    assert toys.same(state(), whole)
+    assert (torch.bfloat16 in seen) == (micro == 8 and hasattr(torch.Tensor, "grad_dtype"))
 
 
 def test_a_run_that_goes_on_with_other_kernels_says_so(tmp_path):

@@ -227,12 +227,14 @@ class Block(Compilable):
         # a dropped branch is not even computed; with `only` samples have unequal numbers of tokens
         kept = [passes.kept(chance) if only is None else None for chance in chances]
         x, normed = passes.norm(x, self.norm1, kept[0])
-        gathered = passes.attend(F.linear(normed, attn.qkv.weight), attn.project_bias(), attn.heads, attn.bias(bias))
-        product = F.linear(pick(gathered, only), attn.proj.weight)
+        gathered = passes.attend(
+            passes.project(normed, attn.qkv.weight), attn.project_bias(), attn.heads, attn.bias(bias)
+        )
+        product = passes.project(pick(gathered, only), attn.proj.weight)
         branch = passes.Branch(product, attn.proj.bias, gammas[0], chances[0], kept[0])
         x, normed = passes.add_norm(pick(x, only), branch, self.norm2, kept[1])
-        hidden = passes.gelu(F.linear(normed, mlp.fc1.weight), mlp.fc1.bias)
-        product = F.linear(hidden, mlp.fc2.weight)
+        hidden = passes.gelu(passes.project(normed, mlp.fc1.weight), mlp.fc1.bias)
+        product = passes.project(hidden, mlp.fc2.weight)
         return passes.add(x, passes.Branch(product, mlp.fc2.bias, gammas[1], chances[1], kept[1]))
 
 

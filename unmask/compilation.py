@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from torch.optim import Optimizer
+
 from . import passes
 from .blocks import Block, Compilable, Stack
 from .config import RunConfig
 from .methods.base import Method
+from .optim import build_optimizer
 from .parallel import World
 
 COMPILE_PAYS = 1000
@@ -30,6 +33,22 @@ def compile_blocks(method: Method, whole: bool) -> None:
     together = {block for part in parts if isinstance(part, Stack) for block in part}
     for part in (*parts, *(block for block in blocks if block not in together)):
         part.compile()
+
+
+def optimizer_of(method: Method, config: RunConfig, world: World) -> Optimizer:
+    """The optimizer of a run; where blocks go through kernels of our own, it works with them.
+
+    Gradients of blocks' weights stay in bf16 then, as products give them, if a step has one micro-batch and nobody to
+    add them up with.
+    """
+    here = config.precision == "bf16" and world.device.type == "cpu" and world.size == 1
+    plain = config.optim.name == "adamw" and all(p.is_contiguous() for p in method.parameters())
+    own = here and plain and passes.ready()
+    if own and config.batch == config.device_batch:
+        blocks = [block for block in method.blocks() if isinstance(block, Block)]
+        layers = [layer for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
+        passes.small_gradients([layer.weight for layer in layers if layer.weight.requires_grad])
+    return build_optimizer(method.parameter_groups(), config.optim, own)
 
 
 def kernel_notes(config: RunConfig, world: World, last: Sequence[str]) -> list[str]:

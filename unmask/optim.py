@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from . import passes
 from .config import OptimConfig
 from .methods.base import Group, local
 
 
-def build_optimizer(groups: list[Group], config: OptimConfig) -> Optimizer:
+def build_optimizer(groups: list[Group], config: OptimConfig, own: bool = False) -> Optimizer:
     """Make the optimizer over a method's groups.
+
+    Args:
+        groups: of the method.
+        config: of the optimizer.
+        own: AdamW by the kernel that works with `passes.project`.
 
     Each of its param_groups keeps the group's `names`, `decay` and `lr_scale`, which
     `set_schedules` and checkpoints read.
@@ -29,6 +35,8 @@ def build_optimizer(groups: list[Group], config: OptimConfig) -> Optimizer:
         return LARS(params, momentum=config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(params, lr=0.0, momentum=config.momentum)
+    if own:
+        return passes.AdamW(params, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0)
     # one pass over memory instead of a dozen; sharded parameters take the foreach path, which knows DTensor
     fused = not any(isinstance(p, DTensor) for g in groups for p in g.parameters)
     return torch.optim.AdamW(params, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
@@ -53,14 +61,22 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> F
     total = torch.linalg.vector_norm(norms)
     if config.clip is not None:
         limits = norms if config.clip_by == "tensor" else total
-        factors, here = (config.clip / (limits + 1e-6)).clamp(max=1.0), [local(grad) for grad in grads]
-        torch._foreach_mul_(here, list(factors.unbind()) if config.clip_by == "tensor" else factors)
+        factors = (config.clip / (limits + 1e-6)).clamp(max=1.0)
+        each = factors.unbind() if config.clip_by == "tensor" else [factors] * len(grads)
+        wide = [(local(grad), factor) for grad, factor in zip(grads, each, strict=True) if grad.dtype == torch.float32]
+        if wide:
+            torch._foreach_mul_([g for g, _ in wide], [f for _, f in wide] if config.clip_by == "tensor" else factors)
+        for grad, factor in zip(grads, each, strict=True):
+            if grad.dtype != torch.float32:
+                passes.scale(grad, factor)
     return total
 
 
 def _norms(tensors: list[Tensor]) -> Float[Tensor, "_"]:
     """The norm of each tensor; of sharded ones with a single exchange between ranks for all."""
-    norms = torch.stack(torch._foreach_norm([local(t).float() for t in tensors]))
+    if any(t.dtype != torch.float32 for t in tensors):
+        return passes.norms(tensors)
+    norms = torch.stack(torch._foreach_norm([local(t) for t in tensors]))
     sharded = next((t for t in tensors if isinstance(t, DTensor)), None)
     if sharded is None:
         return norms

@@ -19,14 +19,13 @@ from torch import nn
 
 from . import checkpoint, parallel, passes, photometry_cpu
 from .budget import fit_device_batch
-from .compilation import compile_blocks, compiles, kernel_notes
+from .compilation import compile_blocks, compiles, kernel_notes, optimizer_of
 from .config import RunConfig, parse_interval
 from .console import Console
 from .data.sources import Source
 from .data.stream import HostBatch, Stream
 from .meter import Meter
 from .methods.base import Batch, Method, Progress
-from .optim import build_optimizer
 from .parallel import World
 from .randomness import fold
 from .recompute import recompute
@@ -148,7 +147,7 @@ def _train(
         console.say(line)
     engine = parallel.wrap(prepared, world, config.parallel)
     method = parallel.unwrap(engine)
-    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    optimizer = optimizer_of(method, config, world)
     steps = total_steps(config, len(source))
     start = run.latest() or 0
     if start:

@@ -14,9 +14,9 @@ from typing import Any
 from race import Took, Turn
 
 from unmask import checkpoint, cli, parallel, pretrain, train
+from unmask.compilation import optimizer_of
 from unmask.data.stream import Stream
 from unmask.methods.base import Progress
-from unmask.optim import build_optimizer
 from unmask.options import Options
 from unmask.run import Run
 from unmask.step import share_hidden, to_device, update
@@ -156,7 +156,7 @@ def bare(training: Training, scratch: str) -> Turn:
         plan = next(plans)
     config, world = replace(plan.config, workers=0), plan.world
     engine = parallel.wrap(plan.method, world, config.parallel)
-    optimizer = build_optimizer(plan.method.parameter_groups(), config.optim)
+    optimizer = optimizer_of(plan.method, config, world)
     engine.train()
     hosts = next(iter(train.stream_of(config, plan.source, world, 0, 1)))
     batches = [to_device(host, config, world.device) for host in hosts]

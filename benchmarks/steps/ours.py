@@ -6,10 +6,9 @@ from typing import Literal
 
 from unmask import parallel
 from unmask.allocator import keep_memory
-from unmask.compilation import compile_blocks
+from unmask.compilation import compile_blocks, optimizer_of
 from unmask.config import DataConfig, RunConfig
 from unmask.methods.beit import BEiTConfig
-from unmask.optim import build_optimizer
 from unmask.step import share_hidden, update
 from unmask.train import prepare
 
@@ -49,7 +48,7 @@ def make(
     )
     config, method = prepare(config, world, given.build)
     engine = parallel.wrap(method, world, config.parallel)
-    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    optimizer = optimizer_of(method, config, world)
     if kernels in ("compiled", "compiled by block"):
         compile_blocks(method, whole=kernels == "compiled")
     engine.train()

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = [str(Path(__file__).with_name(name)) for name in ("block.c", "losses.c", "images.c")]
+SOURCES = [str(Path(__file__).with_name(name)) for name in ("block.c", "losses.c", "images.c", "weights.c")]
 MAPS = Path("/proc/self/maps")
 FLAGS = (
     "-std=gnu11 -O3 -fopenmp -fPIC -Wall -Wextra"
@@ -41,6 +41,8 @@ SIGNATURES = {
     "pixel_error": [INT, SIZE, ADDRESS, ADDRESS, *5 * [SIZE], INT, ADDRESS, FLOAT, ADDRESS, ADDRESS],
     "normalize": [INT, *3 * [SIZE], *4 * [ADDRESS]],
     "distill": [INT, SIZE, SIZE, ADDRESS, ADDRESS, FLOAT, ADDRESS, FLOAT, ADDRESS, SIZE, *6 * [ADDRESS]],
+    "adamw": [INT, SIZE, *10 * [ADDRESS], *4 * [FLOAT]],
+    "squares_of": [INT, SIZE, *4 * [ADDRESS]],
     "sample_forward": [INT, SIZE, SIZE, ADDRESS, ADDRESS, INT, FLOAT, *5 * [ADDRESS]],
     "sample_backward": [INT, SIZE, SIZE, *6 * [ADDRESS], FLOAT, ADDRESS],
 }
