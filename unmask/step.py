@@ -116,8 +116,8 @@ def share_hidden(batches: list[Batch], world: World) -> None:
     A loss averaged over hidden patches, times this, then averaged over micro-batches and ranks, is
     the mean over all hidden patches of the global batch.
     """
-    if not batches[0].hidden:
-        return
+    if not batches[0].hidden or len(batches) == world.size == 1:
+        return  # the share of a step's only micro-batch is 1, which is what a loss takes without it
     device = batches[0].position.device if batches[0].position is not None else None
     counts = torch.tensor([[h.numel() for h in b.hidden] for b in batches], dtype=torch.float32)
     total = world.total(counts.sum(0))

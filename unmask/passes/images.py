@@ -6,6 +6,9 @@ from torch import Tensor
 
 from .build import addresses, library, ready
 
+FEW = 2**23
+"""numbers that one thread has normalized before the others, whose cores decode between steps, are awake"""
+
 
 def can_normalize(images: UInt8[Tensor, "B C h w"]) -> bool:
     """Whether `normalize` is for these images: on a CPU, channels last in memory, as they are decoded."""
@@ -18,5 +21,6 @@ def normalize(
 ) -> Float[Tensor, "B C h w"]:
     """Level * scale + shift, channel by channel; contiguous, unlike the images."""
     (b, c, h, w), out = images.shape, torch.empty(images.shape, dtype=torch.float32)
-    library().normalize(torch.get_num_threads(), b, h * w, c, *addresses(images.permute(0, 2, 3, 1), scale, shift, out))
+    threads = torch.get_num_threads() if images.numel() > FEW else 1
+    library().normalize(threads, b, h * w, c, *addresses(images.permute(0, 2, 3, 1), scale, shift, out))
     return out
