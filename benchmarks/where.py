@@ -19,14 +19,21 @@ from typing import Any
 
 KINDS = {
     "products": ("mm", "addmm", "bmm", "convolution", "convolution_backward"),
-    "AdamW, averages, clipping": ("_fused_adamw_", "_foreach_lerp_", "linalg_vector_norm"),
+    "AdamW, averages, clipping": (
+        "_fused_adamw_",
+        "adamw",
+        "squares_of",
+        "_foreach_lerp_",
+        "_foreach_norm",
+        "_foreach_mul_",
+    ),
     "casts": ("_to_copy", "copy_"),
 }
-"""operations by name; what `unmask/passes` does is a kind of its own, and so is the rest"""
+"""operations by name; what else `unmask/passes` does is a kind of its own, and so is the rest"""
 
 
-def kind_of(name: str) -> str:
-    return next((kind for kind, names in KINDS.items() if name in names), "other operations")
+def kind_of(name: str, rest: str) -> str:
+    return next((kind for kind, names in KINDS.items() if name in names), rest)
 
 
 def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]:
@@ -34,7 +41,7 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
     from steps import cases, ours
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from unmask.passes import block, images, losses
+    from unmask.passes import block, images, losses, weights
 
     seconds: dict[str, float] = defaultdict(float)
 
@@ -50,11 +57,11 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-            return timed(kind_of(func.overloadpacket.__name__), func)(*args, **(kwargs or {}))
+            return timed(kind_of(func.overloadpacket.__name__, "other operations"), func)(*args, **(kwargs or {}))
 
     class Kernels:
         def __getattr__(self, name: str) -> Any:
-            return timed("our kernels", getattr(library(), name))
+            return timed(kind_of(name, "our kernels"), getattr(library(), name))
 
     library, step = block.library, ours.make(cases.case(name), "bf16", kernels)
     for _ in range(6):
@@ -63,7 +70,7 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
     for _ in range(steps):
         step()
     whole = (time.perf_counter() - start) / steps
-    block.library = losses.library = images.library = Kernels  # pyright: ignore[reportAttributeAccessIssue]
+    block.library = losses.library = images.library = weights.library = Kernels  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with Watch():
             step()
@@ -71,7 +78,7 @@ def watch(name: str, steps: int, kernels: Any) -> tuple[float, dict[str, float]]
             for _ in range(steps):
                 step()
     finally:
-        block.library = losses.library = images.library = library
+        block.library = losses.library = images.library = weights.library = library
     return whole, {kind: took / steps for kind, took in seconds.items()}
 
 
