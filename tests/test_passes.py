@@ -416,11 +416,40 @@ def test_adamw_moves_weights_and_keeps_state_as_pytorchs_does():
 @needs_kernels
 def test_a_copy_in_bf16_is_made_anew_when_others_change_the_weight():
     weight = nn.Parameter(torch.randn(4, 3))
+    optimizer = passes.AdamW([weight])
     first = weights.half(weight)
     assert weights.half(weight) is first and torch.equal(first, weight.detach().bfloat16())
     with torch.no_grad():
         weight.mul_(2)
     assert torch.equal(weights.half(weight), weight.detach().bfloat16())
+    del optimizer
+    weight.data.mul_(2)  # not told to anybody
+    assert torch.equal(weights.half(weight), weight.detach().bfloat16())
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_weights_that_pytorchs_fused_optimizers_move_are_copied_anew(kind):
+    torch.manual_seed(0)
+    block, x = Block(16, 2), torch.randn(2, 5, 16)
+    optimizer = kind(block.parameters(), lr=0.1, fused=True)  # it changes weights and not their versions
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = block(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = block(x)
+        passes.switch(False)
+        near(found, block(x), 2e-2)
+
+
+@needs_kernels
+def test_our_adamw_refuses_weights_it_cannot_move():
+    for weight in (torch.randn(4, 3).t(), torch.randn(3, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match=r"contiguous fp32 weights on a CPU.*torch\.optim\.AdamW"):
+            passes.AdamW([nn.Parameter(weight)])
 
 
 @needs_kernels

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch.optim import Optimizer
 
 from . import passes
@@ -42,7 +43,9 @@ def optimizer_of(method: Method, config: RunConfig, world: World) -> Optimizer:
     add them up with.
     """
     here = config.precision == "bf16" and world.device.type == "cpu" and world.size == 1
-    plain = config.optim.name == "adamw" and all(p.is_contiguous() for p in method.parameters())
+    plain = config.optim.name == "adamw" and all(
+        p.is_contiguous() and p.dtype == torch.float32 for p in method.parameters()
+    )
     own = here and plain and passes.ready()
     if own and config.batch == config.device_batch:
         blocks = [block for block in method.blocks() if isinstance(block, Block)]

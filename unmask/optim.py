@@ -56,27 +56,31 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> F
     global: one factor for all, min(1, clip / (norm + 1e-6)) (BEiT 3.0). tensor: each parameter by
     its own norm (DINO and iBOT 3.0). Nothing is read back to the host.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norms = _norms(grads)
+    trained = [p for p in parameters if p.grad is not None]
+    grads = [p.grad for p in trained if p.grad is not None]
+    norms = _norms(grads, [p.dtype for p in trained])
     total = torch.linalg.vector_norm(norms)
     if config.clip is not None:
         limits = norms if config.clip_by == "tensor" else total
         factors = (config.clip / (limits + 1e-6)).clamp(max=1.0)
-        each = factors.unbind() if config.clip_by == "tensor" else [factors] * len(grads)
-        wide = [(local(grad), factor) for grad, factor in zip(grads, each, strict=True) if grad.dtype == torch.float32]
-        if wide:
-            torch._foreach_mul_([g for g, _ in wide], [f for _, f in wide] if config.clip_by == "tensor" else factors)
-        for grad, factor in zip(grads, each, strict=True):
-            if grad.dtype != torch.float32:
+        each = list(factors.unbind()) if config.clip_by == "tensor" else [factors] * len(grads)
+        here: list[tuple[Tensor, Tensor]] = []
+        for parameter, grad, factor in zip(trained, grads, each, strict=True):
+            if grad.dtype == parameter.dtype:
+                here.append((local(grad), factor.to(grad.dtype)))
+            else:  # `passes.small_gradients`
                 passes.scale(grad, factor)
+        if here:
+            alike = config.clip_by == "global" and all(f.dtype == factors.dtype for _, f in here)
+            torch._foreach_mul_([g for g, _ in here], factors if alike else [f for _, f in here])
     return total
 
 
-def _norms(tensors: list[Tensor]) -> Float[Tensor, "_"]:
-    """The norm of each tensor; of sharded ones with a single exchange between ranks for all."""
-    if any(t.dtype != torch.float32 for t in tensors):
+def _norms(tensors: list[Tensor], of: list[torch.dtype]) -> Float[Tensor, "_"]:
+    """The norm of each gradient, of weights of these types; of sharded ones with a single exchange between ranks."""
+    if any(t.dtype != dtype for t, dtype in zip(tensors, of, strict=True)):
         return passes.norms(tensors)
-    norms = torch.stack(torch._foreach_norm([local(t) for t in tensors]))
+    norms = torch.stack(torch._foreach_norm([local(t).float() for t in tensors]))
     sharded = next((t for t in tensors if isinstance(t, DTensor)), None)
     if sharded is None:
         return norms

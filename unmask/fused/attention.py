@@ -53,7 +53,7 @@ def _attend(qkv: Tensor, shift: Tensor, bias: Tensor | None, heads: int) -> tupl
     b, t, d = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     out, lse = qkv.new_empty(b, t, d), qkv.new_empty(b, heads, t, dtype=torch.float32)
     how = tiles(t, d // heads, bias is not None).forward
-    kernels().forward[(math.ceil(t / how.rows), b * heads)](
+    kernels().forward[(math.ceil(t / how.rows) * b * heads,)](
         qkv, padded(bias, lse), out, lse, (d // heads) ** -0.5 * OF_E,
         T=t, H=heads, D=d // heads, BIAS=bias is not None, **how.constants(),
     )  # fmt: skip
@@ -82,11 +82,11 @@ def _backward(
         )
         return of_qkv, of_shift, of_bias
     delta, table = torch.empty_like(lse), padded(bias, lse)
-    kernels().of_queries[(math.ceil(t / how.queries.rows), b * heads)](
+    kernels().of_queries[(math.ceil(t / how.queries.rows) * b * heads,)](
         qkv, table, out, grad, lse, delta, of_qkv, of_shift, scale * OF_E, scale,
         **shape, BIAS=has, P=pieces(t), **how.queries.constants(),
     )  # fmt: skip
-    kernels().of_keys_and_values[(math.ceil(t / how.keys.columns), b * heads)](
+    kernels().of_keys_and_values[(math.ceil(t / how.keys.columns) * b * heads,)](
         qkv, table.mT.contiguous() if has else table, grad, lse, delta, of_qkv, of_shift, scale * OF_E, scale,
         **shape, BIAS=has, P=pieces(t), **how.keys.constants(),
     )  # fmt: skip

@@ -40,8 +40,9 @@ def forward(
     T: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over keys; `lse` is kept for the gradients."""
-    b, h, width = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
-    i = tl.program_id(0) * M + tl.arange(0, M)
+    tile, head = tl.program_id(0) % tl.cdiv(T, M), tl.program_id(0) // tl.cdiv(T, M)
+    b, h, width = (head // H).to(tl.int64), head % H, H * D
+    i = tile * M + tl.arange(0, M)
     qkv += b * T * 3 * width + h * D
     q = _read(qkv, i, 3 * width, T, D)
     peak, total = tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32)
@@ -60,7 +61,7 @@ def forward(
         gathered = tl.dot(p.to(v.dtype), v, gathered * shrunk[:, None])
         peak = higher
     _write(out + b * T * width + h * D, i, width, gathered / total[:, None], T, D)
-    tl.store(lse + tl.program_id(1) * T + i, peak + tl.log2(total), mask=i < T)
+    tl.store(lse + head * T + i, peak + tl.log2(total), mask=i < T)
 
 
 @triton.jit
@@ -70,15 +71,16 @@ def of_queries(
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries, and `delta`: for each what its output has in common with its gradient."""
-    b, h, width = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
-    i = tl.program_id(0) * M + tl.arange(0, M)
+    tile, head = tl.program_id(0) % tl.cdiv(T, M), tl.program_id(0) // tl.cdiv(T, M)
+    b, h, width = (head // H).to(tl.int64), head % H, H * D
+    i = tile * M + tl.arange(0, M)
     qkv += b * T * 3 * width + h * D
     q = _read(qkv, i, 3 * width, T, D)
     do = _read(grad + b * T * width + h * D, i, width, T, D)
     o = _read(out + b * T * width + h * D, i, width, T, D)
     d = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
-    tl.store(delta + tl.program_id(1) * T + i, d, mask=i < T)
-    z = tl.load(lse + tl.program_id(1) * T + i, mask=i < T, other=float("inf"))
+    tl.store(delta + head * T + i, d, mask=i < T)
+    z = tl.load(lse + head * T + i, mask=i < T, other=float("inf"))
     dq = tl.zeros([M, D], tl.float32)
     for start in range(0, T, N):
         j = start + tl.arange(0, N)
@@ -91,8 +93,8 @@ def of_queries(
         ds = p * (tl.dot(do, tl.trans(v)) - d[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq)
     _write(of_qkv + b * T * 3 * width + h * D, i, 3 * width, dq * scale, T, D)
-    _write_sum(of_shift + (b * P + tl.program_id(0)) * 3 * width + h * D, i, dq * scale, T, D)
-    for rest in range(tl.program_id(0) + tl.num_programs(0), P, tl.num_programs(0)):
+    _write_sum(of_shift + (b * P + tile) * 3 * width + h * D, i, dq * scale, T, D)
+    for rest in range(tile + tl.cdiv(T, M), P, tl.cdiv(T, M)):
         tl.store(of_shift + (b * P + rest) * 3 * width + h * D + tl.arange(0, D), tl.zeros([D], tl.float32))
 
 
@@ -103,8 +105,9 @@ def of_keys_and_values(
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values; logits are transposed here, a row a key."""
-    b, h, width = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
-    j = tl.program_id(0) * N + tl.arange(0, N)
+    tile, head = tl.program_id(0) % tl.cdiv(T, N), tl.program_id(0) // tl.cdiv(T, N)
+    b, h, width = (head // H).to(tl.int64), head % H, H * D
+    j = tile * N + tl.arange(0, N)
     qkv += b * T * 3 * width + h * D
     k = _read(qkv + width, j, 3 * width, T, D)
     v = _read(qkv + 2 * width, j, 3 * width, T, D)
@@ -112,8 +115,8 @@ def of_keys_and_values(
     for start in range(0, T, M):
         i = start + tl.arange(0, M)
         q, do = _read(qkv, i, 3 * width, T, D), _read(grad + b * T * width + h * D, i, width, T, D)
-        z = tl.load(lse + tl.program_id(1) * T + i, mask=i < T, other=float("inf"))
-        d = tl.load(delta + tl.program_id(1) * T + i, mask=i < T, other=0.0)
+        z = tl.load(lse + head * T + i, mask=i < T, other=float("inf"))
+        d = tl.load(delta + head * T + i, mask=i < T, other=0.0)
         s = tl.dot(k, tl.trans(q)) * scale2
         if BIAS:
             s += _table(bias, h, j, i, L)
@@ -124,10 +127,10 @@ def of_keys_and_values(
     of_qkv += b * T * 3 * width + h * D
     _write(of_qkv + width, j, 3 * width, dk * scale, T, D)
     _write(of_qkv + 2 * width, j, 3 * width, dv, T, D)
-    of_shift += (b * P + tl.program_id(0)) * 3 * width + h * D
+    of_shift += (b * P + tile) * 3 * width + h * D
     _write_sum(of_shift + width, j, dk * scale, T, D)
     _write_sum(of_shift + 2 * width, j, dv, T, D)
-    for rest in range(tl.num_programs(0), P - tl.program_id(0), tl.num_programs(0)):
+    for rest in range(tl.cdiv(T, N), P - tile, tl.cdiv(T, N)):
         tl.store(of_shift + rest * 3 * width + width + tl.arange(0, D), tl.zeros([D], tl.float32))
         tl.store(of_shift + rest * 3 * width + 2 * width + tl.arange(0, D), tl.zeros([D], tl.float32))
 

@@ -31,7 +31,8 @@ class Batch(NamedTuple):
     """global sample positions: they name every random draw of this batch"""
     shares: tuple[Float[Tensor, ""], ...] = ()
     """per masked view: this micro-batch's hidden patches over the mean of all micro-batches of the
-    step, on all ranks; a loss averaged over hidden patches times this is the global mean"""
+    step, on all ranks; a loss averaged over hidden patches times this is the global mean. None for a
+    step's only micro-batch, whose share is 1"""
 
 
 class Output(NamedTuple):

@@ -5,6 +5,7 @@ fp32, reads that for its norm, once more to clip it and again in AdamW. Here Ada
 step's products read, gradients may stay in bf16, as the products gave them, and what clips them goes with them.
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,15 +21,17 @@ from .build import library
 
 
 class Half(NamedTuple):
-    """A weight in bf16."""
+    """A weight's place for its copy in bf16."""
 
-    copy: BFloat16[Tensor, "..."]
-    version: int
+    owner: "weakref.ref[AdamW]"
+    copy: BFloat16[Tensor, "..."] | None = None
+    version: int = -1
     """of the weight that was copied"""
 
 
 _HALVES = WeakTensorKeyDictionary()
-"""by weight"""
+"""by weight: of those that an AdamW of ours moves. Others (PyTorch's fused one, FSDP2's gathering, writes through
+`.data`) change weights without a new version"""
 SCALE = "scale"
 """attribute of a gradient: what AdamW multiplies it by"""
 
@@ -42,11 +45,12 @@ def project(x: BFloat16[Tensor, "*rows D"], weight: Float[Tensor, "F D"]) -> BFl
 
 
 def half(weight: Float[Tensor, "..."]) -> BFloat16[Tensor, "..."]:
-    """The weight in bf16: copied once, and again whenever something else than our AdamW has changed it."""
+    """The weight in bf16; of one that our AdamW moves the copy that it left, unless others have moved it since."""
     found = _HALVES.get(weight)
-    if found is None or found.version != weight._version:
-        copy = weight.detach().to(torch.bfloat16) if found is None else found.copy.copy_(weight.detach())
-        found = _HALVES[weight] = Half(copy, weight._version)
+    if found is None or found.owner() is None or torch.is_inference_mode_enabled():
+        return weight.detach().to(torch.bfloat16)
+    if found.copy is None or found.version != weight._version:
+        found = _HALVES[weight] = Half(found.owner, weight.detach().to(torch.bfloat16), weight._version)
     return found.copy
 
 
@@ -77,7 +81,17 @@ def scale(gradient: Tensor, factor: Float[Tensor, ""]) -> None:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW for fp32 weights on a CPU: the same state, and numbers but for rounding."""
+    """torch.optim.AdamW for contiguous fp32 weights on a CPU: the same state, and numbers but for rounding."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for weight in (p for group in self.param_groups for p in group["params"]):
+            if not weight.is_contiguous() or weight.dtype != torch.float32 or weight.device.type != "cpu":
+                raise ValueError(
+                    f"our AdamW wants contiguous fp32 weights on a CPU, this one is {weight.dtype} on {weight.device} "
+                    f"with strides {weight.stride()}; use torch.optim.AdamW"
+                )
+            _HALVES[weight] = Half(weakref.ref(self))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -95,23 +109,20 @@ class AdamW(torch.optim.AdamW):
         scales = np.array([getattr(g, SCALE, 1.0) for g in found], np.float32)
         steps = (rate / (1 - beta1**times)).astype(np.float32)
         unbiases = (1 / np.sqrt(1 - beta2**times)).astype(np.float32)
-        halves = [_HALVES.get(p) for p in weights]
+        halves = [_HALVES[p] for p in weights]
         lists = _Lists(gradients)
         library().adamw(
             torch.get_num_threads(), lists.count, lists.sizes, lists(weights), lists(gradients), lists.small,
             lists([s["exp_avg"] for s in states]), lists([s["exp_avg_sq"] for s in states]),
-            lists([None if h is None else h.copy for h in halves]), *(a.ctypes.data for a in (scales, steps, unbiases)),
+            lists([h.copy for h in halves]), *(a.ctypes.data for a in (scales, steps, unbiases)),
             1 - rate * group["weight_decay"], beta1, beta2, group["eps"],
         )  # fmt: skip
         increment_version(weights)
-        increment_version([h.copy for h in halves if h is not None])
+        increment_version([h.copy for h in halves if h.copy is not None])
         for weight, kept in zip(weights, halves, strict=True):
-            if kept is not None:
-                _HALVES[weight] = kept._replace(version=weight._version)
+            _HALVES[weight] = kept._replace(version=weight._version)
 
     def _state(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        if not weight.is_contiguous():
-            raise ValueError(f"our AdamW wants contiguous weights, this one has strides {weight.stride()}")
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

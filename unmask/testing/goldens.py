@@ -145,7 +145,7 @@ def run_goldens(folder: Path, device: str = "cpu") -> dict[str, Any]:
         produced: dict[str, Tensor | float] = {}
         if kind in CASES:
             try:
-                with torch.device(there), torch.backends.cudnn.flags(allow_tf32=False):
+                with torch.device(there), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     produced = CASES[kind](case)
             except Exception as error:  # one broken case must not hide the others
                 report["failed"].append(f"{case.name}: {type(error).__name__}: {error}")
