@@ -49,9 +49,11 @@ def half(weight: Float[Tensor, "..."]) -> BFloat16[Tensor, "..."]:
     found = _HALVES.get(weight)
     if found is None or found.owner() is None or torch.is_inference_mode_enabled():
         return weight.detach().to(torch.bfloat16)
-    if found.copy is None or found.version != weight._version:
-        found = _HALVES[weight] = Half(found.owner, weight.detach().to(torch.bfloat16), weight._version)
-    return found.copy
+    if found.copy is not None and found.version == weight._version:
+        return found.copy
+    copy = weight.detach().to(torch.bfloat16)
+    _HALVES[weight] = Half(found.owner, copy, weight._version)
+    return copy
 
 
 def small_gradients(weights: Sequence[Tensor]) -> None:
