@@ -86,6 +86,7 @@ def race(
         threads: of each contender.
         preload: modules that all of them import: done once, as the processes are forked after it.
         peak: an importable function that tells a contender's process the most bytes it has held.
+        lock: a file; rounds begin when no other race with the same one is in its own.
     Returns:
         timings in the given order, and why the others were left out, by name.
     """
