@@ -392,7 +392,7 @@ def test_adamw_moves_weights_and_keeps_state_as_pytorchs_does():
         return kind(groups, lr=1e-3, betas=(0.9, 0.95), **more)
 
     own, usual = optimizer(passes.AdamW, ours), optimizer(torch.optim.AdamW, theirs, fused=True)
-    passes.small_gradients(ours[:1])
+    own.small_gradients(ours[:1])
     before = weights.half(ours[0]).clone()
     for step in range(20):
         for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -458,8 +458,9 @@ def test_a_projection_and_its_gradients_are_autocasts(small):
     torch.manual_seed(0)
     weight, x, grad = nn.Parameter(torch.randn(48, 64)), leaf(4, 10, 64, dtype=torch.bfloat16), torch.randn(4, 10, 48)
     other, y = nn.Parameter(weight.detach().clone()), x.detach().clone().requires_grad_()
+    optimizer = passes.AdamW([weight])
     if small:
-        passes.small_gradients([weight])
+        optimizer.small_gradients([weight])
     found = passes.project(x, weight)
     found.backward(grad.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
@@ -471,17 +472,30 @@ def test_a_projection_and_its_gradients_are_autocasts(small):
 
 
 @needs_kernels
+def test_gradients_are_in_fp32_again_when_the_optimizer_is_gone():
+    weight = nn.Parameter(torch.randn(4, 3))
+    optimizer = passes.AdamW([weight])
+    optimizer.small_gradients([weight])
+    passes.project(torch.randn(2, 3).bfloat16(), weight).sum().backward()
+    del optimizer
+    assert weight.grad is None
+    passes.project(torch.randn(2, 3).bfloat16(), weight).sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+@needs_kernels
 @pytest.mark.parametrize("by", ["global", "tensor"])
 def test_gradients_in_bf16_are_clipped_without_rounding_them(by):
     torch.manual_seed(0)
     small, wide = ([nn.Parameter(torch.zeros(*shape)) for shape in SHAPES] for _ in range(2))
-    passes.small_gradients(small)
+    own = passes.AdamW(small, lr=1e-2)
+    own.small_gradients(small)
     for one, other in zip(small, wide, strict=True):
         one.grad = torch.randn_like(one).bfloat16()
         other.grad = one.grad.float()
     config = OptimConfig(clip=1.0, clip_by=by)
     torch.testing.assert_close(clip_gradients(small, config), clip_gradients(wide, config))
-    passes.AdamW(small, lr=1e-2).step()
+    own.step()
     torch.optim.AdamW(wide, lr=1e-2).step()
     for one, other in zip(small, wide, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

@@ -46,12 +46,12 @@ def optimizer_of(method: Method, config: RunConfig, world: World) -> Optimizer:
     plain = config.optim.name == "adamw" and all(
         p.is_contiguous() and p.dtype == torch.float32 for p in method.parameters()
     )
-    own = here and plain and passes.ready()
-    if own and config.batch == config.device_batch:
+    optimizer = build_optimizer(method.parameter_groups(), config.optim, own=here and plain and passes.ready())
+    if isinstance(optimizer, passes.AdamW) and config.batch == config.device_batch:
         blocks = [block for block in method.blocks() if isinstance(block, Block)]
         layers = [layer for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
-        passes.small_gradients([layer.weight for layer in layers if layer.weight.requires_grad])
-    return build_optimizer(method.parameter_groups(), config.optim, own)
+        optimizer.small_gradients([layer.weight for layer in layers if layer.weight.requires_grad])
+    return optimizer
 
 
 def kernel_notes(config: RunConfig, world: World, last: Sequence[str]) -> list[str]:

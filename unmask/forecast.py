@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import parallel, photometry_cpu
 from .budget import activation_bytes, synthetic_batch
+from .compilation import optimizer_of
 from .config import RunConfig
 from .data.decode import decode, simplejpeg
 from .data.sources import BadImage, Source
 from .data.survey import Kinds, kinds
 from .methods.base import Method, Progress
-from .optim import build_optimizer
 from .parallel import World
 from .randomness import shuffled_index
 from .step import to_device, update
@@ -196,7 +196,7 @@ def measure(config: RunConfig, source: Source, method: Method, world: World, sec
 
     The method's weights move: build it anew afterwards.
     """
-    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    optimizer = optimizer_of(method, config, world)
     stream = stream_of(config, source, world, 0, MOST)
     alone = World(0, 1, world.device)  # no exchange: every rank measures itself
     times: list[float] = []

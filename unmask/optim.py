@@ -68,7 +68,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> F
         for parameter, grad, factor in zip(trained, grads, each, strict=True):
             if grad.dtype == parameter.dtype:
                 here.append((local(grad), factor.to(grad.dtype)))
-            else:  # `passes.small_gradients`
+            else:  # `passes.AdamW.small_gradients`
                 passes.scale(grad, factor)
         if here:
             alike = config.clip_by == "global" and all(f.dtype == factors.dtype for _, f in here)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .build import library
@@ -39,7 +40,7 @@ SCALE = "scale"
 def project(x: BFloat16[Tensor, "*rows D"], weight: Float[Tensor, "F D"]) -> BFloat16[Tensor, "*rows F"]:
     """X W^T in bf16, with the copy of the weight that AdamW left; the weight's gradient is in bf16, if it may be.
 
-    It may where `weight.grad_dtype` is bf16 (see `small_gradients`); elsewhere autograd makes it fp32.
+    It may where `weight.grad_dtype` is bf16 (see `AdamW.small_gradients`); elsewhere autograd makes it fp32.
     """
     return _Project.apply(x, weight)  # pyright: ignore[reportReturnType]
 
@@ -54,16 +55,6 @@ def half(weight: Float[Tensor, "..."]) -> BFloat16[Tensor, "..."]:
     copy = weight.detach().to(torch.bfloat16)
     _HALVES[weight] = Half(found.owner, copy, weight._version)
     return copy
-
-
-def small_gradients(weights: Sequence[Tensor]) -> None:
-    """Let the gradients of these stay in bf16; for one micro-batch a step, as sums of several would be rounded.
-
-    PyTorch can do so from 2.10 on; before, nothing happens.
-    """
-    if hasattr(Tensor, "grad_dtype"):
-        for weight in weights:
-            weight.grad_dtype = torch.bfloat16
 
 
 def norms(gradients: Sequence[Tensor]) -> Float[Tensor, "_"]:
@@ -85,8 +76,15 @@ def scale(gradient: Tensor, factor: Float[Tensor, ""]) -> None:
 class AdamW(torch.optim.AdamW):
     """torch.optim.AdamW for contiguous fp32 weights on a CPU: the same state, and numbers but for rounding."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
         for weight in (p for group in self.param_groups for p in group["params"]):
             if not weight.is_contiguous() or weight.dtype != torch.float32 or weight.device.type != "cpu":
                 raise ValueError(
@@ -94,6 +92,17 @@ class AdamW(torch.optim.AdamW):
                     f"with strides {weight.stride()}; use torch.optim.AdamW"
                 )
             _HALVES[weight] = Half(weakref.ref(self))
+
+    def small_gradients(self, weights: Sequence[Tensor]) -> None:
+        """Let the gradients of these stay in bf16 while this optimizer lives.
+
+        For one micro-batch a step, as sums of several would be rounded. PyTorch can do so from 2.10 on; before,
+        nothing happens.
+        """
+        if hasattr(Tensor, "grad_dtype"):
+            for weight in weights:
+                weight.grad_dtype = torch.bfloat16
+            weakref.finalize(self, _usual_gradients, list(weights)).atexit = False
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -130,6 +139,13 @@ class AdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         return state
+
+
+def _usual_gradients(weights: list[Tensor]) -> None:
+    """What trains these next gets fp32 gradients, as it expects."""
+    for weight in weights:
+        if _HALVES[weight].owner() is None:
+            weight.grad, weight.grad_dtype = None, weight.dtype
 
 
 class _Lists:
