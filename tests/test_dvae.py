@@ -188,6 +188,19 @@ def test_noise_can_be_drawn_in_inference_mode():
         assert gumbel(torch.empty(1 << 19)).isfinite().all()
 
 
+def test_numbers_too_small_to_be_normal_are_zero_in_codes_and_gradients():
+    logits = (5 * torch.randn(50, 64)).requires_grad_()
+    noise = torch.randn(50, 64)
+    codes = relax(logits, 1 / 16, noise)
+    exact = ((logits.detach().double() + noise) * 16).softmax(-1)
+    tiny = torch.finfo(torch.float32).tiny
+    assert ((exact > 1e-45) & (exact < tiny)).any()
+    torch.testing.assert_close(codes.detach(), exact.float(), atol=2 * tiny, rtol=1e-4)
+    codes.backward(torch.randn(50, 64))
+    for found in (codes.detach(), logits.grad):
+        assert ((found == 0) | (found.abs() >= tiny)).all()
+
+
 def test_straight_through_codes_are_one_hot_with_the_soft_gradient():
     logits, noise, weight = torch.randn(2, 5, 7, requires_grad=True), torch.randn(2, 5, 7), torch.randn(7)
     hard = relax(logits, 0.5, noise, hard=True)

@@ -113,7 +113,7 @@ class _Sample(torch.autograd.Function):
             x -= peak
             kl[part] = q.mul_(x).sum(-1, keepdim=True) - rest + math.log(k)  # sum q log q + log K
             x += gumbel(x) if noises is None else noises[part]
-            soft[part] = x.div_(temperature).softmax(-1)
+            soft[part] = normal(x.div_(temperature).softmax(-1))
         ctx.save_for_backward(rows, soft, kl, lse)
         ctx.temperature = temperature
         mean = total / len(rows)
@@ -137,8 +137,16 @@ class _Sample(torch.autograd.Function):
             of_y = torch.ops.aten._softmax_backward_data(codes[part].to(kl.dtype), y, -1, kl.dtype)
             x = rows[part].to(kl.dtype, copy=True)
             of_x = x.softmax(-1).mul_(x.add_(shift[part])).mul_(weight[part])  # q (log q - sum q log q)
-            found[part] = of_x.add_(of_y, alpha=1 / ctx.temperature)
+            found[part] = normal(of_x.add_(of_y, alpha=1 / ctx.temperature))
         return found.view(of_codes.shape), None, None, None
+
+
+def normal(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """x, with 0 for what is below the normal numbers of its type (1e-38 in fp32): most codes of a low temperature.
+
+    Products of those take some processors ten times longer.
+    """
+    return F.hardshrink(x, torch.finfo(x.dtype).tiny) if x.device.type == "cpu" else x
 
 
 def categorical_kl(logits: Float[Tensor, "*s K"]) -> Float[Tensor, "*s"]:
