@@ -5,10 +5,11 @@
                               [--device cuda] [--images 128] [--peak-tflops 790]
 
 Forward, backward, clipping, optimizer and moving averages, on a batch that is in memory. Contenders take turns
-(see `race.py`); ours in bf16, the default of `unmask pretrain` here, is what the others are compared with, and "of
-the floor" is the time of that step's matrix products alone, in the same round, over the contender's. The official
-code is not part of this package: `steps/official.py` says where it is looked for. Tables go to the screen and, case
-by case, to `results/<machine>.md`, except under --quick, whose sizes are too small to tell.
+(see `race.py`); ours as `unmask pretrain` has it on this machine, in bf16 where the processor multiplies it and in fp32
+elsewhere, is what the others are compared with, and "of the floor" is the time of that step's matrix products alone,
+in the same round, over the contender's. The official code is not part of this package: `steps/official.py` says where
+it is looked for. Tables go to the screen and, case by case, to `results/<machine>.md`, except under --quick, whose
+sizes are too small to tell.
 
 On a GPU (where there is one, if --device does not say otherwise) the same contenders run there, in fp32 as torch has
 it and under bf16 autocast; the default cases are ViTs from small to large. Ours is compared with
@@ -31,6 +32,7 @@ from steps.cases import Case
 from tables import QUICK, Results, Row, check_rows, compare, facts, gpu, table, write_json
 
 from unmask.methods.beit import BEiTConfig
+from unmask.parallel import hardware_precision
 
 OURS, COMPILED, FLOOR = "unmask bf16", "unmask bf16, compiled", "floor"
 
@@ -55,13 +57,19 @@ def contenders(case: Case, folder: str | None, compiled: bool) -> list[Contender
     found += [contender(f"official {how}", official.make, how, folder) for how in ("fp32", "bf16")]
     for who in (peers.transformers, peers.lightly):
         found += [contender(f"{who.__name__} {how}", who, how) for how in ("fp32", "bf16")]
-    found += [contender(FLOOR, floor.make), contender(f"{FLOOR}, AdamW", floor.make, True)]
-    return [*found, contender(f"{FLOOR}, AdamW, passes", floor.make, True, True)]
+    precision = usual_precision(case.device)
+    found += [contender(FLOOR, floor.make, precision), contender(f"{FLOOR}, AdamW", floor.make, precision, True)]
+    return [*found, contender(f"{FLOOR}, AdamW, passes", floor.make, precision, True, True)]
+
+
+def usual_precision(device: str) -> str:
+    """That of `unmask pretrain` here; on a GPU the one the goals are set in."""
+    return hardware_precision(torch.device(device)) if device == "cpu" else "bf16"
 
 
 def reference(device: str, compiled: bool) -> str:
     """Which of ours the others are compared with: what `unmask pretrain` does by default on this device."""
-    return COMPILED if device != "cpu" and compiled else OURS
+    return COMPILED if device != "cpu" and compiled else f"unmask {usual_precision(device)}"
 
 
 def measure(case: Case, arguments: argparse.Namespace, console: Console, notes: list[str]) -> list[Row]:

@@ -88,8 +88,8 @@ def on_fake_gpu(bench, monkeypatch):
 def test_our_step_and_its_floor_run_on_the_device_of_the_case(name, bench, on_fake_gpu):
     step, report = on_fake_gpu(name, bench.ours.make, "bf16")
     assert report.loss.device.type == "cuda"
-    assert all(p.device.type == "cuda" for p in step.args[0].parameters())
-    on_fake_gpu(name, bench.floor.make, True)
+    assert all(p.device.type == "cuda" for p in step.engine.parameters())
+    on_fake_gpu(name, bench.floor.make, "bf16", True)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -167,9 +167,16 @@ def test_on_a_gpu_the_same_contenders_run_and_ours_compiled_is_what_they_are_com
     assert by_block in names(there)
     assert all(c.make is bench.on_gpu.make and c.arguments[1].device == "cuda" for c in there)
     assert bench.step.reference("cuda", True) in names(there)
-    assert [bench.step.reference(*how) for how in (("cuda", False), ("cpu", True), ("cpu", False))] == [
-        "unmask bf16"
-    ] * 3
+    assert bench.step.reference("cuda", False) == "unmask bf16"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_on_a_cpu_ours_is_in_the_precision_it_multiplies_and_so_is_the_floor(precision, bench, monkeypatch):
+    monkeypatch.setattr(bench.step, "hardware_precision", lambda device: precision)
+    assert {bench.step.reference("cpu", compiled) for compiled in (True, False)} == {f"unmask {precision}"}
+    case = bench.cases.case("mae-nano")
+    floors = [c for c in bench.step.contenders(case, None, False) if c.name.startswith("floor")]
+    assert {c.arguments[1] for c in floors} == {precision}
 
 
 def test_cases_on_a_cpu_are_as_ever_and_those_of_a_gpu_have_its_batches(bench):

@@ -1,15 +1,18 @@
-"""The floor of a step: what it cannot do without, at the shapes and in the precision that our bf16 step has.
+"""The floor of a step: what it cannot do without, at the shapes and in the precision that our step has.
 
 "floor" is its matrix products alone. "floor, AdamW" goes on to read and write every weight seven times; "floor, AdamW,
 passes" also normalizes, weighs (softmax) and bends (GELU), forward and backward, and casts weights to bf16 and their
 gradients back: each of these is one of PyTorch's kernels, so that no order of calls makes a step faster than that,
 only kernels that do two of them at once.
 
-They are written down while our step runs once, forward and backward, and then repeated with operands that
-are in memory already: nothing is cast, laid out, normalized or stored. Convolutions count as products, and so does
-attention where a fused kernel makes both of its products (on a GPU): that kernel is repeated as it is.
+They are written down while our step runs, forward and backward, and then repeated with operands that are in memory
+already: nothing is cast, laid out, normalized or stored. On a CPU our step leaves out what drop path drops, other
+samples each time: a floor's turn has the products of that very step, of the first few. The passes, of one step by
+PyTorch's kernels, are of all samples. Convolutions count as products, and so does attention where a fused kernel makes
+both of its products (on a GPU): that kernel is repeated as it is.
 """
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -28,6 +31,8 @@ PASSES = (
     aten._softmax_backward_data.out,
 )  # fmt: skip
 """kernels that go once over activations"""
+STEPS = 7
+"""whose products are written down: a race's first turn, which does not count, and its usual six rounds"""
 Shape = tuple[tuple[int, ...], bool, torch.dtype]
 """of an operand, whether it lies transposed in memory, and its precision: DALL-E's tokens are made in fp32"""
 
@@ -83,16 +88,18 @@ def written_down(step: Turn, weights: Collection[tuple[int, ...]] = ()) -> Produ
     return products
 
 
-def make(case: Case, optimizer: bool = False, passes: bool = False) -> Turn:
+def make(case: Case, precision: str, optimizer: bool = False, passes: bool = False) -> Turn:
     """Repeat the products of a case; then, if so asked, the passes over activations and weights, and the optimizer."""
-    step = make_ours(case, "bf16", "torch")
-    adamw = step.args[1]
-    seen = written_down(step, {tuple(w.shape) for group in adamw.param_groups for w in group["params"] if w.ndim == 2})
+    plain = make_ours(case, precision, "torch")
+    adamw = plain.optimizer
+    whole = written_down(plain, {tuple(w.shape) for g in adamw.param_groups for w in g["params"] if w.ndim == 2})
+    steps = [whole]
+    if case.device == "cpu":
+        ours = make_ours(case, precision)
+        steps = [written_down(ours) for _ in range(STEPS)]
     memory: dict[tuple, Tensor] = {}
 
-    def operand(
-        shape: Sequence[int], transposed: bool = False, dtype: torch.dtype = torch.bfloat16, images: bool = False
-    ) -> Tensor:
+    def operand(shape: Sequence[int], transposed: bool, dtype: torch.dtype, images: bool = False) -> Tensor:
         place = (tuple(shape), transposed, dtype, images)
         if place not in memory:
             size = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
@@ -102,24 +109,26 @@ def make(case: Case, optimizer: bool = False, passes: bool = False) -> Turn:
             memory[place] = made.transpose(-2, -1) if transposed else made
         return memory[place]
 
-    calls: list[tuple[Any, tuple, dict[str, Any]]] = []
-    for a, b in seen.products:
-        out = operand((*a[0][:-1], b[0][-1]), dtype=a[2])
-        calls.append((torch.matmul, (operand(*a), operand(*b)), {"out": out}))
-    for func, dtype, args in seen.convolutions:
-        if func is aten.convolution.default:
-            x, weight, _, *how = args
-            calls.append((func, (*(operand(shape, dtype=dtype, images=True) for shape in (x, weight)), None, *how), {}))
-        else:
-            grad, x, weight, _, *how, mask = args
-            tensors = (operand(shape, dtype=dtype, images=True) for shape in (grad, x, weight))
-            calls.append((func, (*tensors, None, *how, [mask[0], mask[1], False]), {}))
+    def calls_of(seen: Products) -> list[tuple[Any, tuple, dict[str, Any]]]:
+        calls: list[tuple[Any, tuple, dict[str, Any]]] = []
+        for a, b in seen.products:
+            out = operand((*a[0][:-1], b[0][-1]), False, a[2])
+            calls.append((torch.matmul, (operand(*a), operand(*b)), {"out": out}))
+        for func, dtype, args in seen.convolutions:
+            if func is aten.convolution.default:
+                shapes, how = args[:2], args[3:]
+            else:
+                shapes, how = args[:3], (*args[4:-1], [*args[-1][:2], False])
+            tensors = (operand(shape, False, dtype, images=True) for shape in shapes)
+            calls.append((func, (*tensors, None, *how), {}))
+        return calls + [seen.kept[call] for call in seen.attention]
 
-    calls += [seen.kept[call] for call in (*seen.attention, *(seen.passes if passes else ()))]
+    turns = itertools.cycle([calls_of(seen) for seen in steps])
+    more_calls = [whole.kept[call] for call in whole.passes] if passes else []
 
     @torch.no_grad()
     def turn() -> None:
-        for function, arguments, more in calls:
+        for function, arguments, more in (*next(turns), *more_calls):
             function(*arguments, **more)
         if optimizer:
             adamw.step()
@@ -129,7 +138,7 @@ def make(case: Case, optimizer: bool = False, passes: bool = False) -> Turn:
             for weight in group["params"]:
                 weight.grad = torch.zeros_like(weight)
     else:
-        del adamw, step
+        del adamw, plain
     return turn
 
 

@@ -1,18 +1,37 @@
 """Our step, by the very functions that `unmask pretrain` goes through."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Literal
+
+from torch import nn
+from torch.optim import Optimizer
 
 from unmask import parallel
 from unmask.allocator import keep_memory
 from unmask.compilation import compile_blocks, optimizer_of
 from unmask.config import DataConfig, RunConfig
+from unmask.methods.base import Batch
 from unmask.methods.beit import BEiTConfig
-from unmask.step import share_hidden, update
+from unmask.parallel import World
+from unmask.step import Step, share_hidden, update
 from unmask.train import prepare
 
 from .cases import AT, Case
+
+
+class OurStep:
+    """`step.update` on one batch; each call is the next step, so that drop path draws anew."""
+
+    def __init__(
+        self, engine: nn.Module, optimizer: Optimizer, batches: list[Batch], config: RunConfig, world: World
+    ) -> None:
+        self.engine, self.optimizer, self.batches, self.config, self.world = engine, optimizer, batches, config, world
+        self.at = AT
+
+    def __call__(self) -> Step:
+        done = update(self.engine, self.optimizer, self.batches, self.at, self.config, self.world)
+        self.at = self.at._replace(step=self.at.step + 1)
+        return done
 
 
 def make(
@@ -20,8 +39,8 @@ def make(
     precision: str,
     kernels: Literal["own", "torch", "compiled", "compiled by block"] = "own",
     tokens: Literal["fp32", "bf16"] = "fp32",
-) -> partial:
-    """A step of `step.update`.
+) -> OurStep:
+    """Our step of a case.
 
     Args:
         given: what is trained.
@@ -54,4 +73,4 @@ def make(
     engine.train()
     batches = [given.batch()]
     share_hidden(batches, world)
-    return partial(update, engine, optimizer, batches, AT, config, world)
+    return OurStep(engine, optimizer, batches, config, world)
