@@ -3,10 +3,10 @@
     python benchmarks/waits.py
     python benchmarks/waits.py ibot-vit-s16-in1k --batch 64 --compile on
 
-Calls of the CUDA runtime that wait, and reads of a value, in three whole `step.update`s (forward, backward, clipping,
-optimizer, what follows it) on a synthetic batch. There should be none: the host then queues a step while the GPU
-still computes the one before. How fast a step is `benchmarks/step.py` measures. Without a GPU it runs the nano recipes
-on the CPU, to test itself.
+Calls of the CUDA runtime that wait, and reads of a value, in what the loop does with three steps' micro-batches once
+workers have made them: the copy to the device, colors, and `step.update` (forward, backward, clipping, optimizer, what
+follows it). There should be none: the host then queues a step while the GPU still computes the one before. How fast
+a step is `benchmarks/step.py` measures. Without a GPU it runs the nano recipes on the CPU, to test itself.
 """
 
 import argparse
@@ -19,14 +19,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from unmask import parallel
-from unmask.budget import synthetic_batch
-from unmask.compilation import compile_blocks
-from unmask.methods.base import Batch, Progress
-from unmask.optim import build_optimizer
+from unmask.compilation import compile_blocks, optimizer_of
+from unmask.data.demo import Demo
+from unmask.data.stream import HostBatch
+from unmask.methods.base import Progress
 from unmask.parallel import World
 from unmask.recipes import Facts, find
-from unmask.step import update
-from unmask.train import prepare
+from unmask.step import Upload, share_hidden, update
+from unmask.train import prepare, stream_of
 
 PUBLISHED = ("mae-vit-b16-in1k", "mae-vit-l16-in1k", "beit-vit-b16-in1k", "ibot-vit-s16-in1k", "ibot-vit-b16-in1k")
 NANO = ("mae-nano", "beit-nano", "ibot-nano", "dino-nano", "dvae-nano", "supervised-nano")
@@ -44,26 +44,28 @@ def in_fused_adamw(event: Any) -> bool:
 
 
 def waits(name: str, batch: int, precision: str, compiled: bool, world: World) -> Counter[str]:
-    """The waits of three steps of a recipe in its published shape, `batch` images in one micro-batch."""
-    given: Any = {"batch": batch, "device_batch": batch, "precision": precision, "out": "unused", "workers": 0}
+    """The waits of three steps of a recipe in its published shape, `batch` images in each of two micro-batches."""
+    given: Any = {"batch": 2 * batch, "device_batch": batch, "precision": precision, "out": "unused", "workers": 0}
     config, method = prepare(dataclasses.replace(find(name)(Facts()), **given), world)
     if compiled:
         compile_blocks(method, whole=True)
-    optimizer = build_optimizer(method.train().parameter_groups(), config.optim)
-    batches: list[Batch] = [synthetic_batch(config.method, config.data, batch, world.device)]
+    optimizer, upload = optimizer_of(method.train(), config, world), Upload(config, world.device)
+    hosts = list(stream_of(config, Demo("train"), world, 0, WARM + PROFILED))
 
-    def steps(count: int) -> None:
-        for at in range(count):
+    def steps(first: int, given: list[list[HostBatch]]) -> None:
+        for at, micro_batches in enumerate(given, first):
+            batches = upload(micro_batches)
+            share_hidden(batches, world)
             update(method, optimizer, batches, Progress(at, 100_000, 1000.0), config, world)
 
-    steps(WARM)
+    steps(0, hosts[:WARM])
     activities = [ProfilerActivity.CPU]
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as record:
         with record_function("steps"):
-            steps(PROFILED)
+            steps(WARM, hosts[WARM:])
     events = record.events() or []
     end = max(e.time_range.end for e in events if e.name == "steps")  # after it the profiler itself waits
     waiting = (e for e in events if e.name in WAITS and e.time_range.start < end)
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("recipes", nargs="*", help="default: published ones on a GPU, nano ones on a CPU")
     parser.add_argument("--batch", type=int, help="images of a step (64; on a CPU 8)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    parser.add_argument("--compile", choices=("on", "off"), default="off", help="torch.compile, block by block")
+    parser.add_argument("--compile", choices=("on", "off"), default="off", help="torch.compile, as on one GPU")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(arguments)
     world = parallel.start(given.device)
