@@ -40,7 +40,7 @@ def optimizer_of(method: Method, config: RunConfig, world: World) -> Optimizer:
     """The optimizer of a run; where blocks go through kernels of our own, it works with them.
 
     Gradients of blocks' weights stay in bf16 then, as products give them, if a step has one micro-batch and nobody to
-    add them up with.
+    add them up with: what crops of several sizes give is added in bf16, as autocast does.
     """
     here = config.precision == "bf16" and world.device.type == "cpu" and world.size == 1
     plain = config.optim.name == "adamw" and all(

@@ -57,7 +57,7 @@ class Options:
     precision: Literal["auto", "bf16", "fp32"] | None = None
     """bf16 where the hardware has it, or fp32"""
     compile: Literal["auto", "on", "off"] | None = None
-    """on: torch.compile per block; auto: that on a GPU, kernels of our own on a CPU; off: neither"""
+    """on: torch.compile; auto: that on a GPU, kernels of our own on a CPU; off: neither"""
     recompute: Literal["on", "off"] | None = None
     """keep one activation a block and make the rest again: less memory, a third more time"""
 
