@@ -46,6 +46,7 @@ parity: $(READY)  ## golden vectors of the official code, and other libraries wi
 BENCHMARKS := step input end_to_end
 
 bench: $(READY)  ## the benchmarks of speed at sizes of seconds; python benchmarks/step.py measures
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 docs: $(READY)  ## build the documentation into site/

@@ -164,7 +164,7 @@ def kornia(folder: str, work: Work) -> Turn:
     try:
         from kornia import augmentation as K
     except ImportError:
-        raise Absent("kornia is not installed: pip install kornia") from None
+        raise Absent("kornia is not installed: pip install 'unmask[bench]'") from None
     pin(work.workers)
 
     def chain(view: View) -> nn.Module:

@@ -255,7 +255,7 @@ def official(folder: Path, name: str, *more: Path) -> Any:
     try:
         import timm.layers
     except ImportError:
-        raise Absent("the official code needs timm: pip install 'unmask[hub]'") from None
+        raise Absent("the official code needs timm: pip install 'unmask[bench]'") from None
     timm.layers.set_fused_attn(False)  # 0.3.2 had none
     vars(np).setdefault("float", float)
     stand_in("timm.models.layers", **vars(timm.layers))

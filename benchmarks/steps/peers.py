@@ -24,7 +24,7 @@ def transformers(given: Case, precision: str) -> Turn:
     try:
         import transformers as hf
     except ImportError:
-        raise Absent("transformers is not installed: pip install 'unmask[hub]'") from None
+        raise Absent("transformers is not installed: pip install 'unmask[bench]'") from None
     torch.manual_seed(0)
     config, batch = given.method, given.batch()
     if isinstance(config, MAEConfig):
@@ -74,7 +74,7 @@ def lightly(given: Case, precision: str) -> Turn:
     try:
         import lightly.models.modules  # noqa: F401
     except ImportError:
-        raise Absent("lightly is not installed: pip install lightly timm") from None
+        raise Absent("lightly is not installed: pip install 'unmask[bench]'") from None
     torch.manual_seed(0)
     if isinstance(given.method, MAEConfig):
         return _lightly_mae(given, given.method, precision)
