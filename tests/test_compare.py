@@ -24,7 +24,8 @@ from unmask.compare.pieces import Pieces, stamp
 from unmask.compare.settings import Settings, settled
 from unmask.compare.training import KEPT as KEPT_CHECKPOINTS
 from unmask.compare.training import spread
-from unmask.data.sources import open_source
+from unmask.config import DataConfig
+from unmask.data.sources import holdout_places, open_source
 from unmask.evaluate.rows import scored
 from unmask.evaluate.shots import Shots
 from unmask.pictures import PICTURES
@@ -454,6 +455,23 @@ def test_an_analysis_or_a_picture_that_fails_is_named_and_the_others_are_made(tr
     assert made == [] and left == ["attention-distance: no such luck", "error-spectrum: no such luck"]
     drawn, undrawn = looks.draw_all(entries, images, settings, pieces, said.append)
     assert [each["what"] for each in drawn] == ["reconstruction"] and undrawn == ["curves of mae-nano: no such luck"]
+
+
+def test_images_that_were_held_out_by_place_are_judged_where_the_runs_had_them(photos, tmp_path):
+    def entry(name, way):
+        data = DataConfig(train=str(photos), images=120, holdout=True, holdout_by=way)
+        run = types.SimpleNamespace(config=types.SimpleNamespace(data=data))
+        return Entry(name, name, run, 1, "mae", None)
+
+    source = open_source(str(photos))
+    images = part(source, None, [entry("a", "place"), entry("b", "place")])
+    assert np.array_equal(images.test.index, holdout_places(source, "place"))
+    with pytest.raises(ValueError, match="out by content and place; give --test DATA"):
+        part(source, None, [entry("a", "place"), entry("b", "content")])
+    copy = open_source(str(shutil.copytree(photos, tmp_path / "copy")))
+    assert len(part(copy, None, [entry("a", "content")]).test) > 0
+    with pytest.raises(ValueError, match="out by place, and a where they lie elsewhere; give --test DATA"):
+        part(copy, None, [entry("a", "place")])
 
 
 def test_other_weights_or_other_test_images_of_the_same_names_are_other_pieces(trained, photos, tmp_path):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from test_sources import image_cells, own_cache, picture, write_tar  # noqa: F40
 from unmask.data import open_source, shards
 from unmask.data.cache import cached
 from unmask.data.index import RECORD, Index, Part, Writer, is_sound
-from unmask.data.record import Names
+from unmask.data.record import LabelRows, Names, Subset
+from unmask.data.sources import holdout_split, holdout_way
 from unmask.data.stream import Stream
 from unmask.views import View
 
@@ -73,12 +75,18 @@ def test_a_thousand_shards_take_few_bytes_a_record_that_workers_share(each, tmp_
     first = next(batches)[0]
     assert time.perf_counter() - begin < 20  # 2 s for ten million on a quiet machine
     batches.close()
+    assert holdout_way(source) == "place"
     assert len(source) == count * each
     assert anonymous() - before < 24 << 20
     assert not first.bad
     assert (first.label < 1000).all() and (first.label >= 0).all()
     assert source[12 * each + 34].key == "train/0012-000034"
     assert source[12 * each + 34].label == (12 * each + 34) % 1000
+
+    before = anonymous()
+    train, held = holdout_split(source, way="place")
+    assert (len(train), len(held)) == (count * each - 10_000, 10_000)
+    assert anonymous() - before < (8 << 20) + 16 * count * each  # place and label of a training image
 
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
@@ -89,6 +97,52 @@ def test_a_thousand_shards_take_few_bytes_a_record_that_workers_share(each, tmp_
     assert seen == {data}
     assert name.startswith("train/")
     assert grown < 8 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
+def test_lists_of_labels_take_bytes_a_label_and_not_a_table_of_all_classes(tmp_path):
+    each, shards_, data = 20_000, 20, picture(7)
+    path = write_tar(tmp_path / "0.tar", {"a.png": data})
+    rows = LabelRows.of([[999, i % 1000] for i in range(each)])
+
+    def synthesize(folder):
+        with Writer(folder) as writer:
+            for number in range(shards_):
+                headers = part(0, each, len(data), 0)
+                writer.add(0, headers._replace(words=[], word=np.full(each, -1)), rows if number else None)
+            writer.finish()
+
+    before = anonymous()
+    folder = cached("tar", [path], synthesize, is_sound)
+    source = open_source(str(path))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 80 * len(source)
+    assert anonymous() - before < 24 << 20  # a table would be 400 MB
+    assert source.label_rows.classes == 1000
+    some = Subset(source, np.array([5, each + 7, 20 * each - 1])).label_rows.dense()
+    assert [np.flatnonzero(row).tolist() for row in some] == [[], [7, 999], [999]]
+
+
+def test_headers_are_read_a_few_shards_ahead_in_order(tmp_path, monkeypatch):
+    files = [write_tar(tmp_path / f"{i:02d}.tar", {f"{i}.png": picture(i)}) for i in range(40)]
+    asked = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, context):
+            super().__init__(workers)
+
+        def submit(self, function, file):
+            asked.append(file)
+            return super().submit(function, file)
+
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for taken, found in enumerate(shards._read_tars(files)):
+        assert len(asked) <= taken + 2 * shards.AHEAD
+        assert found.keys[0] == b"%d" % taken
+    assert asked == files
+    asked.clear()
+    assert len(list(zip(range(3), shards._read_tars(files), strict=False))) == 3
+    assert len(asked) < 3 + 2 * shards.AHEAD + 1
 
 
 def test_a_record_is_32_bytes():

@@ -8,7 +8,7 @@ from cli_toys import unmask
 from test_evaluate import Stripes, models
 from test_sources import image_cells, picture, write_tar
 
-from unmask.data.record import Subset, label_rows
+from unmask.data.record import LabelRows, Subset, label_rows
 from unmask.data.sources import open_source
 from unmask.evaluate import assess
 from unmask.evaluate.multilabel import knn_scores, linear_scores, mean_precision
@@ -22,8 +22,8 @@ def test_a_parquet_column_of_lists_is_a_row_of_labels(tmp_path):
     source = open_source(str(tmp_path / "a.parquet"))
     assert source.labels is None and source.classes == ["a", "b", "c", "d"]
     expected = [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
-    assert label_rows(source).astype(int).tolist() == expected
-    assert label_rows(Subset(source, np.array([3, 0]))).astype(int).tolist() == [expected[3], expected[0]]
+    assert label_rows(source).dense().astype(int).tolist() == expected
+    assert label_rows(Subset(source, np.array([3, 0]))).dense().astype(int).tolist() == [expected[3], expected[0]]
 
 
 def test_lists_in_a_tar_are_rows_of_labels(tmp_path):
@@ -31,7 +31,32 @@ def test_lists_in_a_tar_are_rows_of_labels(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps(["x", "y", "z"]))
     source = open_source(str(write_tar(tmp_path / "l.tar", members)))
     assert source.labels is None and source.classes == ["x", "y", "z"]
-    assert label_rows(source).astype(int).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert label_rows(source).dense().astype(int).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def test_images_of_earlier_shards_without_labels_have_empty_rows(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a.png": picture(0), "b.png": picture(1)})
+    write_tar(tmp_path / "1.tar", {"c.png": picture(2), "c.cls": b"[3, 1]", "d.png": picture(3), "e.png": picture(4)})
+    write_tar(tmp_path / "2.tar", {"f.png": picture(5), "g.png": picture(6), "g.cls": b"[0]"})
+    rows = label_rows(open_source(str(tmp_path / "*.tar")))
+    assert [np.flatnonzero(row).tolist() for row in rows.dense()] == [[], [], [1, 3], [], [], [], [0]]
+    assert rows.dense(5).shape == (7, 5)
+
+
+def test_rows_of_labels_are_chosen_as_rows_of_a_table_are():
+    rng = np.random.default_rng(0)
+    table = rng.random((50, 7)) < 0.2
+    rows = LabelRows.of([np.flatnonzero(row).tolist() for row in table])
+    for index in (np.array([3, 3, 49, 0]), np.array([], np.int64), np.arange(50)[::-1], np.array([-1, 7])):
+        assert np.array_equal(rows[index].dense(7), table[index])
+
+
+@pytest.mark.parametrize("row", [[-1], [1 << 31]])
+def test_parquet_lists_that_are_no_labels_are_refused(row, tmp_path):
+    label = pa.array([[0], row], pa.list_(pa.int64()))
+    pq.write_table(pa.table({"image": image_cells([1, 2]), "label": label}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="`label` must be lists of numbers from 0 up"):
+        open_source(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize(("text", "message"), [(b"3", "not the same kind|others are not"), (b"[-1]", "numbers from 0")])
@@ -64,7 +89,7 @@ def test_rows_of_labels_are_judged_by_mean_average_precision(tmp_path):
     parts = []
     for count, seed in ((90, 0), (45, 1)):
         part = Stripes(count, seed, None)
-        part.label_rows = np.stack([part.labels == 0, part.labels == 1, part.labels != 2], axis=1)
+        part.label_rows = LabelRows.of([[[0, 2], [1, 2], []][label] for label in part.labels])
         part.labels = None
         parts.append(part)
     rows = assess(models(), ["knn", "linear"], *parts, ks=(5,)).rows

@@ -3,14 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import toys
 from cli_toys import SHORT, pictures, unmask
 
 from unmask.analyses import own_images
-from unmask.data.sources import measure_mean_std, open_source
+from unmask.data.record import Record, label_of
+from unmask.data.sources import holdout_places, measure_mean_std, open_source
 from unmask.evaluate.shots import Shots
 from unmask.models import assess
+from unmask.options import Options
+from unmask.parallel import World
+from unmask.pretrain import _held, carry_out, planned
 from unmask.run import Run
 
 KEYS = {"verb", "ok", "version", "seed", "seconds", "run", "step", "steps", "resumed_from", "loss", "figures"}
@@ -175,6 +180,85 @@ def test_evaluation_without_labels_logs_what_needs_none(photos, tmp_path):
     logged = [event for event in Run(tmp_path / "a").metrics() if "labelfree/rankme/cls" in event]
     assert [event["step"] for event in logged] == [2, 3]
     assert all(names <= event.keys() and not any(n.startswith("eval/") for n in event) for event in logged)
+
+
+class Many:
+    """A quarter of a million small images of ten classes, in no file; it counts which are read."""
+
+    name, classes = "many", None
+
+    def __init__(self):
+        self.labels, self.read = np.arange(len(self)) % 10, []
+
+    def __len__(self):
+        return 250_000
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return Record(np.full((8, 8, 3), i % 251, np.uint8), label_of(self.labels, i), str(i))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked"), [("dvae-nano", None), ("beit-nano", "1"), ("mae-nano", "1"), ("supervised-nano", "1")]
+)
+def test_a_fresh_run_on_many_images_reads_few_of_them_before_its_first_step(recipe, asked, tmp_path, monkeypatch):
+    source = Many()
+    monkeypatch.setattr("unmask.pretrain.open_source", lambda *given: source)
+    settings = {"steps": 1, "batch": 8, "device_batch": 8, "workers": 0, "device": "cpu"}
+    options = Options(out=tmp_path / "run", eval_every=asked, **settings)
+    with planned(recipe, "many", options) as plans:
+        first = next(plans)
+    assert len(source.read) < 6000  # 2,000 of them for mean and deviation, of each stage
+    assert (len(first.held), len(first.source)) == (10_000, 240_000)
+    assert first.config.data.holdout_by == "place"
+    (line,) = [line for line in first.notes if "held out" in line]
+    assert line.startswith("10,000 of 250,000 images, drawn by place, are held out of training")
+
+
+def test_a_run_on_many_images_goes_on_with_the_images_it_held_out(tmp_path, monkeypatch):
+    source = Many()
+    monkeypatch.setattr("unmask.pretrain.open_source", lambda *given: source)
+    monkeypatch.setattr("unmask.analyses.open_source", lambda *given: source)
+    for picture in ("augmentations.draw", "curves.draw", "draw_tokens"):  # they take seconds
+        monkeypatch.setattr(f"unmask.pretrain.{picture}", lambda *given, **how: None)
+    options = Options(out=tmp_path, steps=1, batch=8, device_batch=8, workers=0, device="cpu")
+    with planned("dvae-nano", "many", options) as plans:
+        (held,) = [carry_out(plan) and plan.held for plan in plans]
+    assert np.array_equal(np.load(tmp_path / "holdout.npy"), held)
+    monkeypatch.setattr("unmask.data.sources.HELD", 500)  # as another version may choose
+    source.read.clear()
+    with planned("dvae-nano", "many", options) as plans:
+        assert np.array_equal(next(plans).held, held)
+    assert len(source.read) < 100
+    assert len(own_images(Run(tmp_path))) == 240_000
+
+
+def test_one_process_chooses_what_is_held_out_and_the_others_hear(tmp_path):
+    class Two(World):
+        def gather(self, value):
+            told.append(value)
+            return [told[0], value]
+
+    told = []
+    source = open_source("demo:test")
+    chosen = [
+        _held(tmp_path, source if rank == 0 else Many(), "content", Two(rank, 2, toys.ALONE.device)) for rank in (0, 1)
+    ]
+    assert told[1] is None and np.array_equal(*chosen)
+    assert np.array_equal(chosen[0], holdout_places(source))
+
+
+def test_a_run_from_before_images_were_held_out_by_place_keeps_to_content(photos, tmp_path, monkeypatch):
+    assert nano(photos, tmp_path, *SHORT, "--eval-every", "3").code == 0
+    held, file = np.load(tmp_path / "holdout.npy"), tmp_path / "config.json"
+    stored = json.loads(file.read_text())
+    assert stored["data"].pop("holdout_by") == "content"
+    file.write_text(json.dumps(stored))
+    (tmp_path / "holdout.npy").unlink()
+    monkeypatch.setattr("unmask.data.sources.READ_IMAGES", 10)
+    with planned("mae-nano", str(photos), Options(out=tmp_path)) as plans:
+        assert np.array_equal(next(plans).held, held)
+    assert len(own_images(Run(tmp_path))) == 60 - len(held)
 
 
 def test_evaluation_needs_a_test_set_where_none_was_held_out_from_the_start(photos, tmp_path):

@@ -15,7 +15,9 @@ from PIL import Image
 from unmask.data import BadImage, Record, Source, decode, holdout_split, measure_mean_std, open_source
 from unmask.data.demo import CUT, GAP, PHOTOGRAPHS, Demo, part_of, photograph
 from unmask.data.folder import Folder
-from unmask.data.record import Names, readable
+from unmask.data.index import Writer
+from unmask.data.record import Names, Subset, readable
+from unmask.data.sources import holdout_places, holdout_way
 
 
 @pytest.fixture(autouse=True)
@@ -306,6 +308,23 @@ def test_parquet_without_images_lists_its_columns(tmp_path):
         open_source(str(tmp_path / "b.parquet"))
 
 
+def test_parquet_is_copied_without_holding_a_row_group(tmp_path, monkeypatch):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array([{"bytes": bytes(20_000), "path": None}] * 2000, kind)})
+    plain = {"use_dictionary": False, "compression": None, "write_batch_size": 64}
+    pq.write_table(table, tmp_path / "a.parquet", **plain)
+    held, add, before = [], Writer.add, pa.total_allocated_bytes()
+
+    def watch(*given):
+        held.append(pa.total_allocated_bytes() - before)
+        add(*given)
+
+    monkeypatch.setattr(Writer, "add", watch)
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert (len(source), len(source[1999].data)) == (2000, 20_000)
+    assert max(held) < 20 << 20  # of 40 MB; 256 images at a time are 5
+
+
 def test_a_saved_hugging_face_folder_is_read(tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs the extra [hub]")
     features = datasets.Features({"pic": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
@@ -373,6 +392,49 @@ def test_a_copy_of_a_picture_falls_on_the_same_side(tmp_path):
             (tmp_path / f"{name}-{i:02d}.png").write_bytes(picture(i))
     train, held = holdout_split(open_source(str(tmp_path)))
     assert {r.data for r in train}.isdisjoint({r.data for r in held})
+
+
+class Numbered:
+    """Images that say which they are, of so many bytes; it counts how many are read."""
+
+    name, classes, labels = "numbered", None, None
+
+    def __init__(self, n, size=1):
+        self.n, self.size, self.reads = n, size, 0
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.reads += 1
+        if i % 2:
+            raise BadImage(str(i), "broken on purpose")
+        return Record(bytes(self.size), -1, str(i))
+
+
+def test_what_would_take_long_to_read_is_held_out_by_place(monkeypatch):
+    assert holdout_way(Numbered(100_000)) == "content"
+    assert holdout_way(Numbered(100_001)) == "place"
+    monkeypatch.setattr("unmask.data.sources.READ_BYTES", 3000)
+    assert [holdout_way(Numbered(1000, size)) for size in (3, 4)] == ["content", "place"]
+
+
+def test_by_place_a_tenth_but_ten_thousand_at_most_is_held_out_and_nothing_read():
+    source = Numbered(2_000_000)
+    train, held = holdout_split(source, way="place")
+    assert (len(train), len(held), source.reads) == (1_990_000, 10_000, 0)
+    assert not np.isin(held.index, train.index).any()
+    assert np.array_equal(holdout_places(source, "place"), held.index)
+    assert abs(held.index.mean() / 1_000_000 - 1) < 0.05  # from everywhere
+    assert len(holdout_places(Numbered(1009), "place")) == 100
+
+
+@pytest.mark.parametrize("n", [1000, 200_000, 1_000_000])
+def test_who_trains_on_few_images_trains_on_none_that_are_held_out_of_all(n):
+    whole, few = Numbered(n), np.arange(3, n, 5)
+    train, held = holdout_split(Subset(whole, few), way="place")
+    assert np.isin(few[train.index], holdout_places(whole, "place")).sum() == 0
+    assert len(few) / 15 < len(held) < len(few) / 8 or len(held) == 10_000
 
 
 def test_a_split_with_an_empty_side_asks_for_test_data(tmp_path):

@@ -184,9 +184,17 @@ def test_iterating_leaves_torchs_generator_alone():
 def test_workers_of_pinned_batches_are_as_many_as_dev_shm_holds_and_others_need_none_of_it(monkeypatch):
     monkeypatch.setattr("unmask.data.stream.shutil.disk_usage", lambda path: type("Usage", (), {"free": 250_000}))
     settings = SETTINGS | {"device_batch": 8, "steps": 1}
-    assert 0 < Stream(Noise(), **settings, workers=16, pin=True).workers < 16
-    assert Stream(Noise(), **settings, workers=0, pin=True).workers == 0
-    assert Stream(Noise(), **settings, workers=16).workers == 16
+    some = Stream(Noise(), **settings, workers=16, pin=True)
+    assert 0 < some.workers < 16
+    assert some.notes[0].startswith(f"/dev/shm has room for the batches of {some.workers} of 16 workers, ")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert Stream(Noise(), **settings, workers=16, pin=True).workers == some.workers // 2
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    large = Stream(Noise(), **settings | {"batch": 800, "device_batch": 800}, workers=16, pin=True)
+    assert large.workers == 0 and "0 of 16 workers, so that the process that trains reads" in large.notes[0]
+    for workers, pin in ((0, True), (16, False), (some.workers, True)):
+        stream = Stream(Noise(), **settings, workers=workers, pin=pin)
+        assert stream.workers == workers and stream.notes == []
 
 
 def test_five_channels_pass_through():

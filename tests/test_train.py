@@ -25,7 +25,7 @@ from unmask.run import Run
 from unmask.schedules import Progress
 from unmask.signals import Stopped, StopSignals
 from unmask.step import to_device, update
-from unmask.train import Due, prepare, total_steps
+from unmask.train import Due, prepare, stream_of, total_steps
 from unmask.views import View
 from unmask.vit import ViTConfig
 
@@ -70,6 +70,20 @@ def test_a_run_trains_and_leaves_its_directory_complete(tmp_path):
     assert all(math.isfinite(value) for event in events for value in event.values())
     assert run.steps() == [30]
     assert "done: 30 steps" in (tmp_path / "log.txt").read_text()
+
+
+def test_what_a_stream_has_to_say_is_said_before_the_first_step_and_changes_no_configuration(tmp_path, monkeypatch):
+    def told(*given):
+        stream = stream_of(*given)
+        stream.notes.append("/dev/shm is small")
+        return stream
+
+    monkeypatch.setattr("unmask.train.stream_of", told)
+    run = toys.run(tmp_path, steps=1)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.endswith("/dev/shm is small") for line in lines].count(True) == 1
+    assert "done" not in lines[0] and "done" in lines[-1]
+    assert run.config.workers == Run(tmp_path).config.workers == 0
 
 
 def test_the_rate_in_the_log_is_the_schedules(tmp_path):

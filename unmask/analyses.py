@@ -9,7 +9,7 @@ from .analyze.subject import Ask
 from .data.sources import Source, holdout_split, open_source
 from .evaluate.shots import few
 from .models import open_subjects
-from .run import Run
+from .run import Run, held_in
 
 
 def study(
@@ -70,4 +70,4 @@ def own_images(run: Run) -> Source:
         raise FileNotFoundError(
             f"{error}; {run.path} was trained on it: give the images as DATA, for an analysis with --train DATA"
         ) from None
-    return holdout_split(source)[0] if data.holdout else source
+    return holdout_split(source, held_in(run.path), data.holdout_by)[0] if data.holdout else source

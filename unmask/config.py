@@ -64,9 +64,12 @@ class DataConfig:
     drawn_from: int = 0
     """with shots: how many images there were to draw from; they must still be there"""
     test: str | None = None
-    """images for --eval-every; None: a tenth of the labelled training images is held out"""
+    """images for --eval-every; None: some of the labelled training images are held out"""
     holdout: bool = False
-    """keep the tenth of `train` whose bytes hash to 0 (mod 10) out of training, for evaluation"""
+    """keep some images of `train` out of training, for evaluation"""
+    holdout_by: Literal["content", "place"] = "content"
+    """content: the tenth whose bytes hash to 0 (mod 10), all of which are read; place: a tenth, but 10,000 at most,
+    drawn from their numbers, where there are more than 100,000 images or 16 GiB to read"""
     labels: Literal["auto", "folder", "none"] = "auto"
     """where labels come from: auto uses what the source has, folder insists, none ignores"""
     channels: int = 3
@@ -173,7 +176,7 @@ class RunConfig:
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """how several processes share the work: ddp copies the weights, fsdp (FSDP2) shards them"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """on: torch.compile per block; auto: that on a GPU, for runs long enough to repay it, and on a CPU kernels of our
+    """on: torch.compile; auto: that on a GPU, for runs long enough to repay it, and on a CPU kernels of our
     own in bf16; off: neither"""
     recompute: Literal["on", "off"] = "off"
     """make a block's activations again in the backward pass: less memory, a third more time, the same bits"""

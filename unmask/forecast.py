@@ -81,8 +81,11 @@ def describe(config: RunConfig, source: Source, method: Method, world: World) ->
         lines.append(
             f"--shots {data.shots}: {data.images:,} of {data.drawn_from:,} images, {what}, by seed {config.seed}"
         )
-    if config.data.holdout:
+    if data.holdout and data.holdout_by == "content":
         lines.append("one tenth of the images, chosen by content, is held out of training for --eval-every")
+    elif data.holdout:
+        held = f"{data.images - len(source):,} of {data.images:,} images, drawn by place"
+        lines.append(f"{held}, are held out of training for --eval-every; --data.holdout-by content reads all bytes")
     return lines
 
 

@@ -19,7 +19,7 @@ from .borrow import shaped, start_from
 from .config import RunConfig
 from .console import Console
 from .data.classes import class_names
-from .data.sources import Source, holdout_split, open_source, same_place
+from .data.sources import Source, Way, holdout_places, holdout_split, holdout_way, open_source, same_place
 from .data.stream import HostBatch
 from .data.survey import survey
 from .evaluate import EvalModel, LabelFree, Online, classify, renumbered, top1
@@ -35,7 +35,7 @@ from .options import Options, apply, check
 from .parallel import World
 from .pictures import draw_tokens
 from .recipes import Facts, find, name_of
-from .run import CLASSES, Run, changed_fields
+from .run import CLASSES, HELD, Run, changed_fields, held_in
 from .show import augmentations, curves
 from .stages import (
     RECORD,
@@ -59,8 +59,6 @@ Configure = Callable[[RunConfig], RunConfig]
 """changes a resolved configuration: how dotted names on the command line arrive"""
 ENOUGH = 100
 """images from which on a tenth is held out for a recipe that evaluates without being asked; of few it may be none"""
-HELD = "holdout.npy"
-"""the places of the held-out images, in a run that has some"""
 
 
 class Plan(NamedTuple):
@@ -165,9 +163,8 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
         )
     labelled, held, held_out = None, None, None
     if config.data.holdout:  # what was held out stays so, also when --eval-every is no longer asked for
-        held = np.load(out / HELD) if (out / HELD).exists() else None
+        held = _held(out, source, config.data.holdout_by, world)
         source, held_out = holdout_split(source, held)
-        held = held_out.index
     tokenizes = isinstance(config.method, DVAEConfig)  # is judged without labels, on training images if need be
     judged = source.labels is not None and not tokenizes
     if config.eval_every and (config.data.test or held_out is not None or judged):
@@ -195,6 +192,16 @@ def settle(recipe: str, data: str, options: Options, configure: Configure, world
         notes += [f"weights from {name}", *said]
     notes += describe(config, source, method, world)
     return Plan(config, source, labelled, held, classes, method, world, notes)
+
+
+def _held(out: Path, source: Source, way: Way, world: World) -> np.ndarray:
+    """The places to hold out: those that the run has had, or chosen now. One rank may read all bytes, and tells."""
+    mine = None
+    if world.first:
+        before = held_in(out)
+        mine = holdout_places(source, way) if before is None else before
+    (held, *_) = world.gather(mine)
+    return held
 
 
 def carry_out(plan: Plan) -> Run:
@@ -284,6 +291,7 @@ def _fresh(
     asked = options.eval_every or (config.eval_every and len(source) >= ENOUGH)
     holdout = bool(asked) and options.test is None and judged
     where = dataclasses.replace(config.data, train=data, images=len(source), labels=labels, holdout=holdout)
+    where = dataclasses.replace(where, holdout_by=holdout_way(whole)) if holdout else where
     where = where if source is whole else dataclasses.replace(where, drawn_from=len(whole))
     config = apply(options, dataclasses.replace(config, data=where, out=str(out)))
     wanted = configure(config)

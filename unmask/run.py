@@ -5,6 +5,7 @@ environment.json   versions, machine, world size; one entry a start
 metrics.jsonl      one object a log event; cut back to the checkpoint's step on resume
 log.txt            the lines a person saw
 classes.json       names of the classes by label, of a run that learns from labels
+holdout.npy        places of the images that are held out of training, where some are
 bad-files.txt      images that could not be read, with the reason
 checkpoints/       see checkpoint.py
 figures/           pictures
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from . import checkpoint, passes
@@ -29,6 +31,8 @@ from .vit import ViT
 
 CLASSES = "classes.json"
 """the names of the classes by label, in a run that learns from labels"""
+HELD = "holdout.npy"
+"""the places of the held-out images, in a run that has some"""
 
 
 class Run:
@@ -217,6 +221,11 @@ def _settle(path: Path, config: RunConfig) -> None:
     starts = path / "environment.json"
     entries = json.loads(starts.read_text(encoding="utf-8")) if starts.exists() else []
     checkpoint.write_atomically(starts, json.dumps([*entries, environment()], indent=1) + "\n")
+
+
+def held_in(path: Path) -> np.ndarray | None:
+    """The places of the images that a run holds out of training; None: nothing of that is there."""
+    return np.load(path / HELD) if (path / HELD).is_file() else None
 
 
 def last_kernels(path: Path) -> list[str]:

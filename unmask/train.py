@@ -162,6 +162,8 @@ def _train(
         compile_blocks(method, whole=world.size == 1 and config.recompute == "off")
 
     stream, upload = stream_of(config, source, world, start, steps), Upload(config, world.device)
+    for line in stream.notes:
+        console.say(line)
     save_due, eval_due = Due(config.save_every, start), Due(config.eval_every, start)
     meter = Meter(world, config.batch)
     bad = run.bad_images() if start else {}

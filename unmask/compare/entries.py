@@ -16,8 +16,7 @@ from ..data.survey import survey
 from ..forecast import flops_per_image
 from ..methods.beit import BEiTConfig
 from ..models import parse_run, vit_of
-from ..pretrain import HELD
-from ..run import Run
+from ..run import Run, held_in
 from ..weights.files import read_json
 from .kinds import Kind, kind_of
 
@@ -84,11 +83,11 @@ def _names(entries: Sequence[Entry]) -> list[str]:
 
 def steps_of(run: Run) -> int:
     """Optimizer steps of a whole run."""
-    config, held = run.config, run.path / HELD
+    config, held = run.config, held_in(run.path)
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None
-    images = config.data.images - (len(np.load(held)) if held.is_file() else 0)
+    images = config.data.images - (0 if held is None else len(held))
     return max(1, round(config.epochs * images / config.batch))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.fingerprint import content_hash, fingerprints
 from ..data.record import Subset, label_rows
-from ..data.sources import Source, holdout_split, open_source
+from ..data.sources import Source, Way, holdout_split, open_source, same_place
 from ..evaluate.labels import match_labels
 from .entries import Entry
 
@@ -41,7 +41,7 @@ def part(source: Source, test: str | None, entries: Sequence[Entry]) -> Images:
     Args:
         source: DATA.
         test: --test.
-        entries: the runs; without --test all must have held a tenth out of training.
+        entries: the runs; without --test all must have held the same images out of training.
     Raises:
         ValueError: they have not; or test images of other classes, or without labels.
     """
@@ -67,7 +67,15 @@ def part(source: Source, test: str | None, entries: Sequence[Entry]) -> Images:
         had = whole[0].run.config.data.test
         cure = f"give --test DATA, as --test {had}" if had else "give --test DATA, images that no run was trained on"
         raise ValueError(f"{whole[0].spec} held nothing of {source.name} out of training; {cure}")
-    train, judged = holdout_split(source)
+    ways: set[Way] = {entry.run.config.data.holdout_by for entry in entries}
+    moved = [entry for entry in entries if not same_place(entry.run.config.data.train, source.name)]
+    if len(ways) > 1 or ("place" in ways and moved):  # in another place the same images may have another order
+        raise ValueError(
+            f"the runs held images of {source.name} out by {' and '.join(sorted(ways))}"
+            + (f", and {moved[0].spec} where they lie elsewhere" if moved else "")
+            + "; give --test DATA, images that no run was trained on"
+        )
+    train, judged = holdout_split(source, way=ways.pop() if ways else "content")
     return images(train, with_label(judged), True, True)
 
 

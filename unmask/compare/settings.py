@@ -35,7 +35,7 @@ class Settings:
     out: Path = Path("comparison")
     """folder for everything it makes; the same command again goes on"""
     test: str | None = None
-    """images to judge by (default: the tenth of DATA that training holds out, by a hash of their bytes)"""
+    """images to judge by (default: those of DATA that training holds out, a tenth by a hash of their bytes)"""
     protocols: tuple[Literal["knn", "linear", "attentive", "finetune"], ...] = ("knn", "linear")
     """how features are judged; knn and linear with a tenth of the labels, too"""
     layers: Literal["last", "best"] = "last"

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-_FORMAT = "2"
+_FORMAT = "3"
 """changes when what is kept changes its form"""
 
 

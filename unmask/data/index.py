@@ -2,12 +2,13 @@
 
     records.bin   where each image lies: RECORD, 32 bytes
     keys.bin      its name, one after the other
-    many.bin      image and label, int64, where images have several labels each
+    many.bin      labels, int32, where images have several each, one image's after the other's
+    many_ends.bin where they end: int64, one more than there are images
     index.json    sizes, checksums and class names; written last
 
 Ten million images are half a gigabyte of file and next to nothing of a process: pages come in when they
-are read, once for all processes of a machine, and loader workers inherit the mapping. Building it holds
-one shard at a time.
+are read, once for all processes of a machine, and loader workers inherit the mapping. Building it writes
+file by file and holds what is known of few of them.
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from .record import Names, readable
+from .record import LabelRows, Names, readable
 
 RECORD = np.dtype([("offset", "<i8"), ("key_end", "<i8"), ("label", "<i8"), ("size", "<u4"), ("shard", "<u4")])
 """byte range in a shard, end of the name in keys.bin, class (-1: unknown)"""
@@ -51,32 +52,43 @@ class Writer:
     def __init__(self, folder: Path):
         self.folder, self.count, self.place = folder, 0, 0
         self.known: dict[bytes, int] = {}  # label text -> its number by first appearance
-        self.records, self.keys = (folder / "records.bin").open("wb"), (folder / "keys.bin").open("wb")
+        self.listed, self.most = 0, -1  # of labels in lists: how many, and the largest
+        self.files = {name: (folder / name).open("wb") for name in ("records.bin", "keys.bin")}
 
-    def add(self, shard: int, part: Part) -> None:
-        """Append some images of file number `shard`."""
-        rows = np.empty(len(part.offset), RECORD)
-        rows["shard"], rows["offset"] = shard, part.offset
-        rows["size"] = np.minimum(part.size, 2**32 - 1)  # refused on reading: record.MAX_BYTES
-        rows["key_end"] = part.keys.ends[1:] + self.place
+    def add(self, shard: int, part: Part, rows: LabelRows | None = None) -> None:
+        """Append some images of file number `shard`; `rows` are their labels, where images have several each."""
+        if rows is not None:
+            self._add_rows(rows)
+        records = np.empty(len(part.offset), RECORD)
+        records["shard"], records["offset"] = shard, part.offset
+        records["size"] = np.minimum(part.size, 2**32 - 1)  # refused on reading: record.MAX_BYTES
+        records["key_end"] = part.keys.ends[1:] + self.place
         numbers = np.array([self.known.setdefault(word, len(self.known)) for word in part.words] + [-1], np.int64)
-        rows["label"] = numbers[part.word]  # -1 is the last
-        self.records.write(rows.tobytes())
-        self.keys.write(part.keys.blob.tobytes())
-        self.count += len(rows)
+        records["label"] = numbers[part.word]  # -1 is the last
+        self.files["records.bin"].write(records.tobytes())
+        self.files["keys.bin"].write(part.keys.blob.tobytes())
+        self.count += len(records)
         self.place += len(part.keys.blob)
+
+    def _add_rows(self, rows: LabelRows) -> None:
+        if "many.bin" not in self.files:
+            self.files |= {name: (self.folder / name).open("wb") for name in ("many.bin", "many_ends.bin")}
+            self.files["many_ends.bin"].write(bytes(8 * (1 + self.count)))  # images of earlier files have none
+        self.files["many.bin"].write(rows.labels.astype("<i4").tobytes())
+        self.files["many_ends.bin"].write((rows.ends[1:] + self.listed).astype("<i8").tobytes())
+        self.listed += len(rows.labels)
+        self.most = max(self.most, rows.classes - 1)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.records.close()
-        self.keys.close()
+        for file in self.files.values():
+            file.close()
 
     def finish(self, classes: list[str] | None = None) -> None:
         """Number the labels and seal; `classes` are their names, where the files say so themselves."""
-        self.records.close()
-        self.keys.close()
+        self.__exit__()
         number, spelled = number_vocabulary(self.known)
         if number and self.count:
             table = np.array([*(number[word] for word in self.known), -1], np.int64)
@@ -89,10 +101,10 @@ class Writer:
         about = {
             "records": self.count,
             "labelled": bool(number),
-            "most": max(number.values(), default=-1),
+            "most": max([*number.values(), self.most]),
             "classes": spelled or classes,
             "sizes": {file.name: file.stat().st_size for file in self.folder.iterdir()},
-            "checksums": {name: _checksum(self.folder / name) for name in ("records.bin", "keys.bin")},
+            "checksums": {name: _checksum(self.folder / name) for name in self.files},
         }
         (self.folder / "index.json").write_text(json.dumps(about))
 
@@ -101,7 +113,7 @@ class Index:
     """An index that a Writer wrote, mapped.
 
     Attributes: records, RECORD each; classes, names of the labels or None; labels int64 [n] or None;
-    most, the largest label; many, int64 [m 2] of image and label where images have several, or None.
+    most, the largest label; many, LabelRows where images have several, or None.
     """
 
     def __init__(self, folder: Path):
@@ -111,8 +123,10 @@ class Index:
         self.classes: list[str] | None = about["classes"]
         self.labels: np.ndarray | None = self.records["label"] if about["labelled"] else None
         self.most: int = about["most"]
-        several = folder / "many.bin"
-        self.many = _mapped(several, np.dtype("<i8")).reshape(-1, 2) if several.exists() else None
+        self.many: LabelRows | None = None
+        if (folder / "many.bin").exists():
+            labels = _mapped(folder / "many.bin", np.dtype("<i4"))
+            self.many = LabelRows(labels, _mapped(folder / "many_ends.bin", np.dtype("<i8")), self.most + 1)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -6,11 +6,11 @@ are one blob of bytes with offsets, and all else is arrays.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int, Int64
 
 MAX_BYTES = 1 << 30
 """largest image file that is read, in bytes"""
@@ -77,6 +77,42 @@ class Names:
         return self.blob[self.ends[i] : self.ends[i + 1]].tobytes()
 
 
+class LabelRows:
+    """Several labels an image, in two arrays: image i has `labels[ends[i] : ends[i + 1]]`.
+
+    Args:
+        labels: of all images, one after the other.
+        ends: n + 1 offsets, the first 0.
+        classes: how many there are; every label is smaller.
+    """
+
+    def __init__(self, labels: Int[np.ndarray, "m"], ends: Int64[np.ndarray, "e"], classes: int):
+        self.labels, self.ends, self.classes = labels, ends, classes
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "LabelRows":
+        """From the labels of each image."""
+        labels = np.array([label for row in rows for label in row], np.int64)
+        return cls(labels, np.cumsum([0, *map(len, rows)], dtype=np.int64), int(labels.max(initial=-1)) + 1)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: Int[np.ndarray, "k"]) -> "LabelRows":
+        """The rows of some images, in the order of `index`."""
+        first = self.ends[:-1][index]
+        count = self.ends[1:][index] - first
+        ends = np.concatenate([[0], np.cumsum(count)])
+        place = np.repeat(first - ends[:-1], count) + np.arange(ends[-1])
+        return LabelRows(self.labels[place], ends, self.classes)
+
+    def dense(self, classes: int | None = None) -> Bool[np.ndarray, "n C"]:
+        """A column for each class: n x C bytes, for as many images as are judged; None: the classes there are."""
+        rows = np.zeros((len(self), self.classes if classes is None else classes), dtype=bool)
+        rows[np.repeat(np.arange(len(self)), np.diff(self.ends)), self.labels] = True
+        return rows
+
+
 class Subset:
     """Some records of a source, in the order of `index`; classes and labels come along."""
 
@@ -94,8 +130,8 @@ class Subset:
         return self.source[int(self.index[i])]
 
 
-def label_rows(source: Source) -> np.ndarray | None:
-    """Of a source whose images have several labels each (lists in parquet's `label` or a tar's key.cls): bool [n C]."""
+def label_rows(source: Source) -> LabelRows | None:
+    """Of a source whose images have several labels each: lists in parquet's `label` or a tar's key.cls."""
     return getattr(source, "label_rows", None)
 
 

@@ -11,18 +11,21 @@ import os
 import shutil
 import tarfile
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from .cache import cache_root, cached
 from .index import Index, Part, Writer, is_sound
-from .record import IMAGE_SUFFIXES, Record, label_of, read_range, readable
+from .record import IMAGE_SUFFIXES, LabelRows, Record, label_of, read_range, readable
 
 SHARDS_A_PROCESS = 8
 """tar shards from which one more process reads headers: 20 to 40 microseconds a member in each"""
+AHEAD = 4
+"""tar shards a process whose headers may be read before the first of them is asked for"""
 
 
 class Shards:
@@ -38,12 +41,11 @@ class Shards:
     def __init__(self, name: str, files: list[Path], index: Index, classes: list[str] | None):
         self.name, self.files, self.classes = name, [str(file) for file in files], classes
         self.index, self.labels = index, index.labels
-        self.label_rows: np.ndarray | None = None
-        """bool [n C] where an image has a list of labels"""
-        if index.many is not None:
-            image, label = index.many.T
-            self.label_rows = np.zeros((len(self), max(int(label.max(initial=-1)) + 1, len(classes or []))), dtype=bool)
-            self.label_rows[image, label] = True
+        self.label_rows: LabelRows | None = None
+        """where images have lists of labels"""
+        if index.many is not None:  # there may be names of more classes than occur
+            most = max(index.many.classes, len(classes or []))
+            self.label_rows = LabelRows(index.many.labels, index.many.ends, most)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,28 +74,23 @@ def open_tar(name: str, files: list[Path]) -> Shards:
     beside, classes = files[0].parent / "classes.json", index.classes
     if classes is None and (index.labels is not None or index.many is not None) and beside.is_file():
         classes = [str(word) for word in json.loads(beside.read_text())]
-        most = index.most if index.many is None else int(index.many[:, 1].max(initial=-1))
-        if most >= len(classes):
-            raise ValueError(f"{beside}: {len(classes)} names for labels up to {most}")
+        if index.most >= len(classes):
+            raise ValueError(f"{beside}: {len(classes)} names for labels up to {index.most}")
     return Shards(name, files, index, classes)
 
 
 def _index_tars(files: list[Path], building: Path) -> None:
-    many: list[tuple[int, int]] = []
     lists = plain = 0  # texts of either kind
     with Writer(building) as writer:
         for number, part in enumerate(_read_tars(files)):
-            listed = [word.startswith(b"[") for word in part.words]
-            lists, plain = lists + sum(listed), plain + len(listed) - sum(listed)
+            listed, rows = sum(word.startswith(b"[") for word in part.words), None
+            lists, plain = lists + listed, plain + len(part.words) - listed
             if lists and plain:
                 raise ValueError(f"{files[number]}: some key.cls are lists and others are not; give all the same kind")
             if lists:
-                rows = [_numbers(word, files[number]) for word in part.words]
-                many += [(writer.count + i, label) for i, at in enumerate(part.word) if at >= 0 for label in rows[at]]
+                rows = LabelRows.of([*(_numbers(word, files[number]) for word in part.words), []])[part.word]
                 part = part._replace(words=[], word=np.full(len(part.word), -1))
-            writer.add(number, part)
-        if lists:
-            _keep_many(many, building)
+            writer.add(number, part, rows)
         writer.finish()
 
 
@@ -103,18 +100,13 @@ def _numbers(text: bytes, file: Path) -> list[int]:
         row = json.loads(text)
     except ValueError:
         row = None
-    if not isinstance(row, list) or not all(type(label) is int and label >= 0 for label in row):
+    if not isinstance(row, list) or not all(type(label) is int and 0 <= label < 1 << 31 for label in row):
         raise ValueError(f"{file}: key.cls says {readable(text)[:60]}; give a list of numbers from 0 up, as in [0, 2]")
     return row
 
 
-def _keep_many(many: list[tuple[int, int]], building: Path) -> None:
-    """Write pairs of image and label, where an image has a list of them, for Index."""
-    np.array(many, "<i8").reshape(-1, 2).tofile(building / "many.bin")
-
-
 def _read_tars(files: list[Path]) -> Iterator[Part]:
-    """Read the headers of all shards, in order; of many shards by several processes."""
+    """Read the headers of all shards, in order; of many shards by several processes, a few shards ahead."""
     processes = min(os.cpu_count() or 1, len(files) // SHARDS_A_PROCESS)
     if processes < 2:
         yield from map(_read_headers, files)
@@ -122,7 +114,17 @@ def _read_tars(files: list[Path]) -> Iterator[Part]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork of a threaded process: no thread's lock is used
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            yield from pool.map(_read_headers, files)
+            ahead: deque[Future[Part]] = deque()  # bounded: parts that wait behind a slow shard are held here
+            try:
+                for file in files:
+                    ahead.append(pool.submit(_read_headers, file))
+                    if len(ahead) == AHEAD * processes:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:  # a damaged shard ends it now, not after those ahead
+                for future in ahead:
+                    future.cancel()
 
 
 def _read_headers(path: Path) -> Part:
@@ -188,13 +190,12 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place, names = 0, None
-    many: list[tuple[int, int]] = []  # image and label, where an image has a list of them
-    lists = 0
+    place, names, lists, sound = 0, None, 0, True
     _check_room(files, building)
     with Writer(building) as writer, (building / "images.bin").open("wb") as out:
         for path in files:
-            table = pq.ParquetFile(path)
+            # as it is by default, pyarrow would hold all of the file, or of a row group, until it is read to the end
+            table = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             image = image_column(table.schema_arrow, str(path))
             names = names or class_names(table.schema_arrow)
             labelled = "label" in table.schema_arrow.names
@@ -213,17 +214,16 @@ def _copy_parquets(files: list[Path], building: Path) -> None:
                     size.append(out.write(data or b""))
                     place += size[-1]
                     keys.append((below or f"{path.name}#{writer.count + len(keys)}").encode())
-                labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
+                labels, rows = batch.column("label").to_pylist() if labelled else [None] * len(batch), None
                 if listed:
-                    many += [(writer.count + i, int(label)) for i, row in enumerate(labels) for label in row or ()]
+                    rows = LabelRows.of([list(map(int, row or ())) for row in labels])
+                    sound = sound and rows.labels.min(initial=0) >= 0 and rows.classes <= 1 << 31
                     labels, lists = [None] * len(batch), lists + len(batch)
                 words = [None if word is None else str(word).encode() for word in labels]
-                writer.add(0, Part.of(offset, size, keys, words))
+                writer.add(0, Part.of(offset, size, keys, words), rows)
         out.flush()
-        if lists and (lists != writer.count or min((label for _, label in many), default=0) < 0):
+        if lists and (lists != writer.count or not sound):
             raise ValueError(f"{files[0]}: `label` must be lists of numbers from 0 up in every file")
-        if lists:
-            _keep_many(many, building)
         writer.finish(names)
 
 

@@ -1,14 +1,15 @@
-"""DATA as it is written on the command line, and what is asked of any source: its tenth, its mean."""
+"""DATA as it is written on the command line, and what is asked of any source: what is held out, its mean."""
 
+import contextlib
 import glob
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
 from ..nearest import beside, nearest
-from ..randomness import shuffled_index
+from ..randomness import key, shuffled_index
 from .decode import decode
 from .demo import Demo
 from .fingerprint import fingerprints
@@ -17,7 +18,27 @@ from .hub import Hub
 from .record import IMAGE_SUFFIXES, BadImage, Record, Source, Subset
 from .shards import open_parquet, open_tar
 
-__all__ = ["BadImage", "Record", "Source", "Subset", "holdout_split", "measure_mean_std", "open_source", "same_place"]
+__all__ = [
+    "BadImage",
+    "Record",
+    "Source",
+    "Subset",
+    "holdout_places",
+    "holdout_split",
+    "holdout_way",
+    "measure_mean_std",
+    "open_source",
+    "same_place",
+]
+
+READ_IMAGES, READ_BYTES = 100_000, 16 << 30
+"""of a source that is read whole to choose held-out images by content: seconds to a minute or two of a disk"""
+HELD = 10_000
+"""images at most that are held out by place"""
+LOOKED = 64
+"""images whose size tells how large a source is"""
+
+Way = Literal["content", "place"]
 
 _GRAMMAR = (
     "give a folder of images, a .tar shard or a .parquet file (or a quoted glob of them), "
@@ -77,24 +98,59 @@ def same_place(a: str, b: str) -> bool:
     return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))
 
 
-def holdout_split(source: Source, known: Int[np.ndarray, "m"] | None = None) -> tuple[Subset, Subset]:
-    """Split a source by content: a tenth, whose bytes hash to 0 mod 10 (BLAKE2b), is held out.
-
-    The same picture falls on the same side under any name, in any order and in any copy of the data.
+def holdout_way(source: Source) -> Way:
+    """How to choose held-out images: by content while all bytes can be read at a start, else by place.
 
     Args:
-        source: the images; all their bytes are read once.
-        known: the held-out places of an earlier split of this source, to spare the reading.
+        source: all images, before few are drawn of them, so that runs on few and on all of them choose alike.
+    """
+    if len(source) > READ_IMAGES:
+        return "place"
+    sizes = []
+    for i in range(min(LOOKED, len(source))):
+        with contextlib.suppress(BadImage):
+            data = source[shuffled_index(i, len(source), 0, 0)].data
+            sizes.append(len(data) if isinstance(data, bytes) else data.nbytes)
+    return "content" if not sizes or np.mean(sizes) * len(source) <= READ_BYTES else "place"
+
+
+def holdout_places(source: Source, way: Way = "content") -> Int64[np.ndarray, "m"]:
+    """Choose the images that are held out.
+
+    Args:
+        source: the images.
+        way: content: a tenth, whose bytes hash to 0 mod 10 (BLAKE2b); all bytes are read once. The same picture
+            falls on the same side under any name, in any order and in any copy of the data. place: a tenth, but
+            HELD at most, by a draw of places in the source; nothing is read. Who trains on a `Subset` trains on
+            none that are held out of all images.
+    Returns:
+        their places, in rising order.
+    """
+    if way == "content":
+        return np.flatnonzero(fingerprints(source) % 10 == 0)
+    n = len(source.source) if isinstance(source, Subset) else len(source)
+    rank = key(0, "holdout").permutation(n)
+    rank = rank[source.index] if isinstance(source, Subset) else rank
+    tenth = np.flatnonzero(rank < n // 10)
+    return np.sort(tenth[np.argsort(rank[tenth])[:HELD]])
+
+
+def holdout_split(
+    source: Source, held: Int[np.ndarray, "m"] | None = None, way: Way = "content"
+) -> tuple[Subset, Subset]:
+    """Split a source into images to train on and images that are held out.
+
+    Args:
+        source: the images.
+        held: places of the held-out ones, of an earlier split; None: `holdout_places` chooses.
+        way: for `holdout_places`.
     Returns:
         (training part, held-out part), in the source's order.
     Raises:
         ValueError: one of them is empty.
     """
-    if known is None:
-        mask = fingerprints(source) % 10 == 0
-    else:
-        mask = np.zeros(len(source), dtype=bool)
-        mask[known] = True
+    mask = np.zeros(len(source), dtype=bool)
+    mask[holdout_places(source, way) if held is None else held] = True
     train, out = Subset(source, np.flatnonzero(~mask)), Subset(source, np.flatnonzero(mask))
     if not len(train) or not len(out):
         raise ValueError(f"{source.name}: {len(source)} images, of which {len(out)} fall to the test; give --test DATA")

@@ -8,6 +8,7 @@ ranks and accumulation.
 """
 
 import ctypes
+import os
 import shutil
 import signal
 import sys
@@ -110,6 +111,14 @@ class Stream:
         self.samples = Samples(source, tuple(views), tuple(masks), tuple(grids), seed, channels, value_range, render)
         self.layout = (batch, device_batch, rank, world)
         self.workers = min(workers, self._workers_that_fit(device_batch)) if pin else workers
+        self.notes: list[str] = []
+        """what a person should know of it"""
+        if self.workers < workers:
+            self.notes.append(
+                f"/dev/shm has room for the batches of {self.workers} of {workers} workers, so that "
+                + (f"{self.workers} read" if self.workers else "the process that trains reads and waits")
+                + "; give it more (docker run --shm-size=16g or --ipc=host), or a smaller --device-batch"
+            )
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -154,7 +163,8 @@ class Stream:
         """
         if not Path("/dev/shm").is_dir():
             return sys.maxsize
-        return shutil.disk_usage("/dev/shm").free // (self._bytes(device_batch) * (_PREFETCH + 1))
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: those of this machine share it
+        return shutil.disk_usage("/dev/shm").free // (ranks * self._bytes(device_batch) * (_PREFETCH + 1))
 
     def _bytes(self, device_batch: int) -> int:
         """Of the tensors of a micro-batch at most, when everything is hidden; each ends on a multiple of 8."""

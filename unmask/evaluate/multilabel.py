@@ -41,8 +41,8 @@ def match_rows(train: Source, test: Source) -> tuple[Bool[np.ndarray, "S C"], Bo
         raise ValueError(f"the {part} images have no lists of labels and the others have; give both the same kind")
     if train.classes and test.classes and train.classes != test.classes:
         raise ValueError("training and test images have different classes or another order of them; give both the same")
-    width = max(known.shape[1], asked.shape[1])
-    known, asked = (np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (known, asked))
+    width = max(known.classes, asked.classes)
+    known, asked = known.dense(width), asked.dense(width)
     if not (known.any(0) & ~known.all(0) & asked.any(0)).any():
         raise ValueError("no class that only some training images have occurs in the test images; nothing to judge")
     return known, asked

@@ -95,10 +95,11 @@ def _training(subject: Subject) -> str:
     if subject.run is None:
         return f"Not known: the weights came from `{Path(subject.name).name}`, which has no log."
     config = subject.run.config
+    held = "a tenth" if config.data.holdout_by == "content" else "some"
     lines = [
         f"- Recipe: `{config.recipe}`{_paper(config)}.",
         f"- Data: `{Path(config.data.train).name or config.data.train}`, {config.data.images:,} images"
-        + (", a tenth of them held out." if config.data.holdout else "."),
+        + (f", {held} of them held out." if config.data.holdout else "."),
         f"- Length: step {subject.step:,}{_of(config)}, {config.batch:,} images a step, seed {config.seed}.",
     ]
     if config.init_from:
