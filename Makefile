@@ -42,7 +42,7 @@ parity: $(READY)  ## golden vectors of the official code, and other libraries wi
 	$(PYTEST) -q -k "golden or parity" tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m unmask.testing goldens tests/golden
 
-# memory.py prints formulas, precision.py and random_tokenizer.py train, waits.py is for a GPU
+# memory.py prints formulas, worlds.py takes minutes, precision.py and random_tokenizer.py train, waits.py is for a GPU
 BENCHMARKS := step input end_to_end
 
 bench: $(READY)  ## the benchmarks of speed at sizes of seconds; python benchmarks/step.py measures

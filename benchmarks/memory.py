@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 GPU_BYTES, FLOPS, LINK = 141e9, 0.5 * 790e12, 360e9
 """an H200: memory; half of its dense bf16 rate; what NCCL gets of NVLink's 450 GB/s a direction"""
-SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Stack:
         d = self.width
         macs = self.depth * sum(12 * n * d * d + 2 * n * n * d for n in self.tokens)
         return (6 if self.backward else 2) * macs
+
+    @property
+    def gatherings(self) -> int:
+        """How often FSDP2 gathers a block for a micro-batch: for each size of crops, and again on the way back."""
+        return 2 * len(set(self.tokens)) if self.backward else 1
 
     def block_bytes(self, precision: str) -> int:
         """What a block keeps of one image for its backward pass.
@@ -96,10 +101,21 @@ class Step:
         own = max(s.block_bytes(precision) - 4 * sum(s.tokens) * s.width for s in kept)
         return self.outside_bytes + inputs + own
 
+    def exchanged_bytes(self, sharded: bool, micro_batches: int = 1) -> float:
+        """What a step sends, in fp32, times (W - 1) / W through each device's link.
+
+        DDP sends each gradient twice: to be added up, and as a sum. FSDP2 scatters gradients once and gathers weights
+        for every micro-batch: blocks as often as they are used, a teacher's too, and once what is outside of blocks.
+        """
+        if not sharded:
+            return 2 * 4 * self.trained
+        blocks = sum(s.gatherings * s.block * s.depth for s in self.stacks)
+        outside = self.outside * (2 if self.frozen else 1)
+        return 4 * (micro_batches * (blocks + outside) + self.trained)
+
     def exchange_seconds(self, world: int, sharded: bool) -> float:
-        """DDP sends each gradient twice; FSDP2 gathers weights twice and scatters gradients once; in fp32."""
-        times = 3 if sharded else 2
-        return times * 4 * self.trained * (world - 1) / world / LINK
+        """Of one micro-batch's step, over NVLink."""
+        return self.exchanged_bytes(sharded) * (world - 1) / world / LINK
 
 
 def mae(size: str, patch: int = 16) -> Step:
@@ -155,10 +171,10 @@ class Row(NamedTuple):
         """Images that fit a GPU filled to 80 %."""
         return int((0.8 * GPU_BYTES - self.fixed) / self.step.image_bytes(self.recompute))
 
-    def seconds(self, images: int) -> float:
+    def seconds(self, images: int, rate: float = FLOPS) -> float:
         """Of arithmetic for a step; blocks are made a second time with recomputation."""
         again = sum(s.flops for s in self.step.stacks if s.backward) / 3 if self.recompute else 0
-        return images * (self.step.flops + again) / FLOPS
+        return images * (self.step.flops + again) / rate
 
 
 def main() -> None:

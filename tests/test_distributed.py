@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import toys
+from ibot_toys import SMALL
 from stage_toys import STAGES, without_noise
 from torch.distributed.tensor import DTensor
 from toys import ALONE, Images, config
@@ -99,21 +100,43 @@ def test_two_processes_that_accumulate_do_so_too(tmp_path):
         assert_close(states, reference)
 
 
-@pytest.mark.parametrize(("first", "then"), [("fsdp", 1), (1, "fsdp"), pytest.param("ddp", 1, marks=pytest.mark.slow)])
-def test_a_run_goes_on_in_another_world(first, then, tmp_path):
-    reference = weights(tmp_path / "whole")
-    shape = {"device_batch": 4, "save_every": "2"}
+def runs_of(world, path, methods, how, shape):
+    """Train each method, or go on training it, in folders of their own."""
+    for name, method in methods.items():
+        toys.run(path / name, world=world, method=method, parallel=how, device_batch=8 // world.size, **shape)
+        world.wait()
 
-    def go(how):
-        if how == 1:
-            return toys.run(tmp_path / "parts", **shape)
-        return on_processes(run_here, 2, tmp_path / "parts", {"parallel": how, **shape})
 
-    go(first)
-    checkpoint.remove(tmp_path / "parts", 4)
-    assert checkpoint.latest(tmp_path / "parts") == 2
-    go(then)
-    assert_close(Run(tmp_path / "parts").method().state_dict(), reference)
+def both_ways(world, path, begun, methods, hows, shape):
+    """Train from the start in each way; then go on in the last one with what one process began."""
+    for how in hows:
+        runs_of(world, path / how, methods, how, shape)
+    runs_of(world, begun, methods, hows[-1], shape)
+
+
+def cut(path, methods):
+    """Leave of finished runs what they had saved halfway."""
+    for name in methods:
+        checkpoint.remove(path / name, 4)
+        assert checkpoint.latest(path / name) == 2
+
+
+@pytest.mark.parametrize("how", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_runs_go_on_from_one_process_to_two_and_from_two_to_one(how, tmp_path):
+    shape = {"save_every": "2", "base_lr": 1e-3}
+    methods = {"mae": toys.TINY, "ibot": dataclasses.replace(SMALL, freeze_last_layer=0)}
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs_of(ALONE, one, methods, how, shape)
+    whole = {name: Run(one / name).method().state_dict() for name in methods}
+    cut(one, methods)
+    on_processes(both_ways, 2, two, one, methods, (how,), shape)
+    cut(two / how, methods)
+    runs_of(ALONE, two / how, methods, how, shape)
+    for path in (one, two / how):
+        for name, reference in whole.items():  # iBOT's teacher and centers, too
+            assert [event["step"] for event in Run(path / name).metrics()] == [1, 2, 3, 4]
+            assert_close(Run(path / name).method().state_dict(), reference)
+    assert whole["ibot"]["center"].abs().max() > 100 * CLOSE["atol"]
 
 
 def clipped(world, optim):

@@ -1,12 +1,16 @@
-"""The formulas of docs/scaling.md against the bytes that small models and worlds really keep."""
+"""The formulas of docs/scaling.md against the bytes that small models and worlds really keep and exchange."""
 
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from ibot_toys import SMALL
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toys import config
 
 from benchmarks import memory
@@ -17,6 +21,7 @@ from unmask.config import DataConfig
 from unmask.methods.base import Progress
 from unmask.methods.mae import MAEConfig
 from unmask.optim import build_optimizer
+from unmask.step import update
 from unmask.testing.processes import on_processes
 from unmask.train import prepare
 from unmask.views import View
@@ -93,6 +98,61 @@ def test_ranks_hold_sixteen_bytes_a_parameter_or_their_share_of_it(how):
     expected = step.state_bytes(2, how == "fsdp") + 4 * frozen / (2 if how == "fsdp" else 1)
     for measured in on_processes(held, 2, how):
         assert measured == pytest.approx(expected, rel=0.03)
+
+
+WIDE = dataclasses.replace(SMALL, freeze_last_layer=0, vit=dataclasses.replace(SMALL.vit, width=64, depth=8))
+STUDENT = Stack(64, 8, 2, (17, 17, 5, 5, 5))
+STEPS = {
+    "mae": (mae(4), (Stack(64, 4, 2, (17,)), Stack(32, 2, 2, (65,)))),
+    "ibot": (WIDE, (STUDENT, dataclasses.replace(STUDENT, tokens=(17, 17), backward=False))),
+}
+
+
+class Collectives(TorchDispatchMode):
+    """Bytes of whole tensors that processes exchange, by what is done with them."""
+
+    NAMES = {"allreduce_": "sums", "_allgather_base_": "gathers", "_reduce_scatter_base_": "scatters"}
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d" and (name := self.NAMES.get(func.overloadpacket.__name__)):
+            self.bytes[name] += max(t.nbytes for t in tree_leaves(args) if isinstance(t, torch.Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def exchanged(world):
+    """What a step exchanges, of every method, way and number of micro-batches."""
+    found = {}
+    for name, (method, _) in STEPS.items():
+        for how, recompute in (("ddp", "off"), ("fsdp", "off"), ("fsdp", "on")):
+            settled, built = prepare(config("unused", method=method, device_batch=2, recompute=recompute), world)
+            engine = parallel.wrap(built, world, how).train()
+            optimizer = build_optimizer(built.parameter_groups(), settled.optim)
+            batches = [synthetic_batch(method, settled.data, 2, world.device)] * 2
+            update(engine, optimizer, batches, Progress(0, 4, 1.0), settled, world)  # DDP says which buckets it makes
+            for micro in (1, 2):
+                with Collectives() as record:
+                    update(engine, optimizer, batches[:micro], Progress(1, 4, 1.0), settled, world)
+                found[name, how, recompute, micro] = record.bytes
+    return found
+
+
+def test_a_step_exchanges_the_bytes_of_the_formula():
+    for found in on_processes(exchanged, 2):
+        for (name, how, recompute, micro), measured in found.items():
+            method, stacks = STEPS[name]
+            step = Step(name, stacks, 0, 0)
+            trained = sum(p.numel() for p in method.build().parameters() if p.requires_grad)
+            step = dataclasses.replace(step, outside=trained - step.trained)
+            expected = step.exchanged_bytes(how == "fsdp", micro)
+            if (name, how, micro) == ("ibot", "fsdp", 2):  # blocks that see two sizes of crops scatter after each
+                expected += 4 * STUDENT.block * STUDENT.depth
+            total = measured["gathers"] + measured["scatters"] + 2 * measured["sums"]
+            assert total == pytest.approx(expected, rel=0.03), (name, how, recompute, micro)
+            assert (measured["gathers"] > 0) == (how == "fsdp")
 
 
 def test_the_tables_of_the_page_are_what_the_script_prints(capsys):
