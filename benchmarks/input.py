@@ -65,7 +65,7 @@ def measure(
     rows = compare(timings, reference, work.images, CROPS if work.decoded else FLOOR)
     console.print(table(f"{case}, {photos.about}; {work.images} images a turn, {arguments.rounds} rounds", rows))
     for name, why in left_out.items():
-        console.print(f"left out: {name}: {why}", style="dim", highlight=False)
+        console.print(f"left out: {name}: {why}", style="dim", highlight=False, markup=False)
         notes.append(f"{case}: left out {name}: {why}")
     return rows
 

@@ -122,6 +122,7 @@ def _take_turns(pipes: dict[str, Connection], rounds: int, lock: str | None) -> 
         for turn in range(rounds + 1):
             for name, pipe in running.items():
                 took = _ask(name, pipe, True)
+                print(f"round {turn} of {rounds}: {name} {took:.3g} s", file=sys.stderr, flush=True)
                 if turn:
                     seconds[name].append(took)
     return [Timing(name, seconds[name], _ask(name, pipe, False)) for name, pipe in running.items()], left_out

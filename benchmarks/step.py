@@ -89,7 +89,7 @@ def measure(case: Case, arguments: argparse.Namespace, console: Console, notes: 
     rows = compare(timings, compared, case.images, FLOOR)
     console.print(table(f"{case.name}, {case.images} images a step, {arguments.rounds} rounds", rows))
     for name, why in left_out.items():
-        console.print(f"left out: {name}: {why}", style="dim", highlight=False)
+        console.print(f"left out: {name}: {why}", style="dim", highlight=False, markup=False)
         notes.append(f"{case.name}: left out {name}: {why}")
     if case.device != "cpu" or arguments.peak_tflops:
         for line in computed(case, rows, arguments.peak_tflops):

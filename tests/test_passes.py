@@ -13,6 +13,7 @@ from torch import nn
 from unmask import checkpoint, passes
 from unmask.blocks import Block
 from unmask.budget import synthetic_batch
+from unmask.compilation import kernel_notes
 from unmask.config import DataConfig, OptimConfig
 from unmask.methods.base import Progress
 from unmask.methods.distill import PatchLoss
@@ -524,6 +525,14 @@ def test_gradients_stay_in_bf16_for_one_micro_batch_and_a_run_goes_on_with_the_s
     toys.run(tmp_path, **how)
     assert toys.same(state(), whole)
     assert (torch.bfloat16 in seen) == (micro == 8 and hasattr(torch.Tensor, "grad_dtype"))
+
+
+@pytest.mark.parametrize("hardware", ["bf16", "fp32"])
+def test_a_run_in_bf16_says_where_the_processor_has_no_products_in_it(hardware, monkeypatch):
+    monkeypatch.setattr("unmask.compilation.hardware_precision", lambda device: hardware)
+    said = kernel_notes(toys.config("unused", precision="bf16", compile="off"), toys.ALONE, [])
+    assert [line for line in said if "--precision fp32" in line] == said
+    assert len(said) == (hardware == "fp32")
 
 
 def test_a_run_that_goes_on_with_other_kernels_says_so(tmp_path):

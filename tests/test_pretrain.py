@@ -333,7 +333,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(photos, tmp_path):
     cost = said.json["dry_run"]
     assert cost["steps"] == 3 and cost["looked"] == 60 and cost["bad"] == []
     assert cost["memory_gb"] > 0 and cost["disk_gb"] > 0 and cost["hours"] > 0
-    for word in ("hours", "memory a device", "disk for checkpoints", "nothing was written"):
+    for word in ("3 steps of", "memory a device", "disk for checkpoints", "nothing was written"):
         assert word in said.err
     assert list(tmp_path.iterdir()) == []
 

@@ -4,6 +4,7 @@ Everything goes to standard error, and only rank 0 speaks; standard output belon
 """
 
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,8 @@ from rich.progress import (
 
 UNSEEN = 160
 """columns of output that is no terminal"""
+EVERY = 60.0
+"""seconds between two lines of progress where there is no terminal for a bar"""
 
 
 class Console:
@@ -46,9 +49,11 @@ class Console:
 
 
 class Bar:
-    """A progress bar with rate, loss and time left."""
+    """A progress bar with rate, loss and time left; where there is no terminal, a line of them now and then."""
 
     def __init__(self, rich: RichConsole, what: str, total: int, done: int):
+        self._rich, self._what, self._total, self._first = rich, what, total, done
+        self._began = self._said = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -71,3 +76,19 @@ class Bar:
 
     def at(self, done: int, note: str = "") -> None:
         self._progress.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if not self._rich.is_terminal and now - self._said >= EVERY and done > self._first:
+            self._said = now
+            left = (now - self._began) / (done - self._first) * (self._total - done)
+            self._rich.print(f"{self._what}: {done:,} of {self._total:,}  {note}  {duration(left)} left", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people.
+
+    Example:
+        >>> duration(7.25), duration(100), duration(5400)
+        ('7.2 s', '1.7 minutes', '1.5 hours')
+    """
+    unit, name = next((pair for pair in ((3600, "hours"), (60, "minutes")) if seconds >= pair[0]), (1, "s"))
+    return f"{seconds / unit:.2g} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"

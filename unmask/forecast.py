@@ -14,6 +14,7 @@ from . import parallel, photometry_cpu
 from .budget import activation_bytes, synthetic_batch
 from .compilation import optimizer_of
 from .config import RunConfig
+from .console import duration
 from .data.decode import decode, simplejpeg
 from .data.sources import BadImage, Source
 from .data.survey import Kinds, kinds
@@ -111,7 +112,7 @@ class Cost(NamedTuple):
     def lines(self) -> list[str]:
         bad = f"{len(self.bad)} of {self.looked} images looked at cannot be read"
         return [
-            f"{self.steps:,} steps of {self.seconds_per_step:.3g} s: {self.hours:.3g} hours",
+            f"{self.steps:,} steps of {self.seconds_per_step:.3g} s: {duration(3600 * self.hours)}",
             f"about {self.memory_gb:.2g} GB of memory a device, {self.disk_gb:.2g} GB of disk for checkpoints",
             bad + (f", first {self.bad[0]}" if self.bad else ""),
         ]

@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> Result:
 def rehearse(plans: "Iterator[Plan]") -> Result:
     """Say what each stage would cost; the report has the last one's numbers, `hours` those of all."""
     from .. import forecast
-    from ..console import Console
+    from ..console import Console, duration
 
     costs, out, seed, console = [], "", 0, Console()
     for plan in plans:
@@ -81,7 +81,7 @@ def rehearse(plans: "Iterator[Plan]") -> Result:
     more = {}
     if len(costs) > 1:
         more = {"hours": sum(cost["hours"] for cost in costs), "first_stage": costs[0]}
-        console.say(f"both stages: {more['hours']:.3g} hours")
+        console.say(f"both stages: {duration(3600 * more['hours'])}")
     console.say("dry run: nothing was written")
     report = {"run": out, "step": None, "resumed_from": None, "loss": None, "figures": []}
     return report | {"seed": seed, "steps": costs[-1]["steps"], "dry_run": costs[-1] | more}
