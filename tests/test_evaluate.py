@@ -168,7 +168,7 @@ def test_the_commonest_class_is_named_beside_the_numbers():
     assert found.facts["majority"] == {"class": "wide", "top1": 0.2, "balanced": pytest.approx(1 / 3)}
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(table(found.rows, majority=found.facts["majority"]))
-    assert "always wide: 20.0 %" in " ".join(console.export_text().split())
+    assert "always guessing wide: 20.0 %" in " ".join(console.export_text().split())
 
 
 def test_online_evaluation_logs_both_poolings_and_leaves_the_backbone_in_training():

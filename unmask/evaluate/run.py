@@ -155,7 +155,7 @@ def assess(
         kept = fitting(ks, len(known))
     prints = fingerprints(train), fingerprints(test)
     if twice := int(seen_in(prints[1], prints[0]).sum()):
-        note(f"warning: {twice} of {len(test)} test images are training images too, byte for byte: too good to be true")
+        note(f"warning: {twice} of {len(test)} test images are training images too, byte for byte: they flatter it")
     how = replace(how, ks=kept)
     data = content_hash(prints[0]), content_hash(prints[1])
     store = Store.cache() if cache else Store(None)

@@ -90,7 +90,8 @@ def difference_table(differences: Sequence[Row]) -> Table:
     Args:
         differences: of `assess`.
     """
-    drawn = Table(caption="difference of top-1 in points, paired over test images [95 % interval]")
+    about = "difference of top-1 in points, paired over test images [95 % interval]; below 0 the model is the worse one"
+    drawn = Table(caption=about)
     drawn.title_justify = drawn.caption_justify = "left"
     for name in ("model", "minus", "features", "protocol"):
         drawn.add_column(name, overflow="fold")
@@ -154,7 +155,7 @@ def _caption(results: Sequence[Row], majority: Row | None) -> str | None:
     if not results:
         return None
     sizes = " / ".join(dict.fromkeys(f"{row['n_train']:,} to learn from, {row['n_test']:,} to test" for row in results))
-    always = f"; always {majority['class']}: {100 * majority['top1']:.1f} %" if majority else ""
+    always = f"; always guessing {majority['class']}: {100 * majority['top1']:.1f} %" if majority else ""
     metric = METRICS.get(_metric(results[0]) or "", "top-1")
     votes = f"; {text}" if (text := neighbors(results)) else ""
     return f"{metric} in percent, [95 % interval over test images]; {sizes} images{always}{votes}"
