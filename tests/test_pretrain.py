@@ -225,7 +225,7 @@ def test_a_run_on_many_images_goes_on_with_the_images_it_held_out(tmp_path, monk
     with planned("dvae-nano", "many", options) as plans:
         (held,) = [carry_out(plan) and plan.held for plan in plans]
     assert np.array_equal(np.load(tmp_path / "holdout.npy"), held)
-    monkeypatch.setattr("unmask.data.sources.HELD", 500)  # as another version may choose
+    monkeypatch.setattr("unmask.data.sources.MOST_HELD", 500)  # as another version may choose
     source.read.clear()
     with planned("dvae-nano", "many", options) as plans:
         assert np.array_equal(next(plans).held, held)

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import multiprocessing
 
+import numpy as np
 import pytest
 import toys
 from toys import ALONE, config
 
-from unmask.run import Run
+from unmask.run import Run, held_in, keep_held
 
 
 def opened(path, **changes):
@@ -156,3 +157,16 @@ def test_the_backbone_of_a_run_is_the_trained_encoder(tmp_path):
     state = run.method().state_dict()
     assert toys.same(dict(backbone.state_dict()), {k.removeprefix("encoder."): v for k, v in state.items()
                                                    if k.startswith("encoder.")})  # fmt: skip
+
+
+def test_held_out_places_are_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    assert held_in(tmp_path) is None
+    keep_held(tmp_path, np.arange(5))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        keep_held(tmp_path, np.arange(5000))
+    assert held_in(tmp_path).tolist() == [0, 1, 2, 3, 4]

@@ -35,7 +35,7 @@ from .options import Options, apply, check
 from .parallel import World
 from .pictures import draw_tokens
 from .recipes import Facts, find, name_of
-from .run import CLASSES, HELD, Run, changed_fields, held_in
+from .run import CLASSES, Run, changed_fields, held_in, keep_held
 from .show import augmentations, curves
 from .stages import (
     RECORD,
@@ -233,7 +233,7 @@ def carry_out(plan: Plan) -> Run:
         where = run.figures / "augmentations-000000.png"
         grids = config.method.grids()
         if plan.held is not None:
-            np.save(run.path / HELD, plan.held)
+            keep_held(run.path, plan.held)
         if plan.classes is not None:
             checkpoint.write_atomically(run.path / CLASSES, json.dumps(plan.classes, indent=1) + "\n")
         augmentations.draw(batch.views, where, mean=data.mean, std=data.std, masks=batch.masks, grids=grids)

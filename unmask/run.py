@@ -12,6 +12,7 @@ figures/           pictures
 """
 
 import fcntl
+import io
 import json
 import os
 import platform
@@ -221,6 +222,13 @@ def _settle(path: Path, config: RunConfig) -> None:
     starts = path / "environment.json"
     entries = json.loads(starts.read_text(encoding="utf-8")) if starts.exists() else []
     checkpoint.write_atomically(starts, json.dumps([*entries, environment()], indent=1) + "\n")
+
+
+def keep_held(path: Path, places: np.ndarray) -> None:
+    """Keep the places of the images that a run holds out of training."""
+    written = io.BytesIO()
+    np.save(written, places)
+    checkpoint.write_atomically(path / HELD, written.getvalue())
 
 
 def held_in(path: Path) -> np.ndarray | None:

@@ -83,12 +83,15 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for file in self.files.values():
             file.close()
 
     def finish(self, classes: list[str] | None = None) -> None:
         """Number the labels and seal; `classes` are their names, where the files say so themselves."""
-        self.__exit__()
+        self.close()
         number, spelled = number_vocabulary(self.known)
         if number and self.count:
             table = np.array([*(number[word] for word in self.known), -1], np.int64)

@@ -33,7 +33,7 @@ __all__ = [
 
 READ_IMAGES, READ_BYTES = 100_000, 16 << 30
 """of a source that is read whole to choose held-out images by content: seconds to a minute or two of a disk"""
-HELD = 10_000
+MOST_HELD = 10_000
 """images at most that are held out by place"""
 LOOKED = 64
 """images whose size tells how large a source is"""
@@ -121,8 +121,8 @@ def holdout_places(source: Source, way: Way = "content") -> Int64[np.ndarray, "m
         source: the images.
         way: content: a tenth, whose bytes hash to 0 mod 10 (BLAKE2b); all bytes are read once. The same picture
             falls on the same side under any name, in any order and in any copy of the data. place: a tenth, but
-            HELD at most, by a draw of places in the source; nothing is read. Who trains on a `Subset` trains on
-            none that are held out of all images.
+            MOST_HELD at most, by a draw of places in the source; nothing is read. Who trains on a `Subset` trains
+            on none that are held out of all images.
     Returns:
         their places, in rising order.
     """
@@ -132,7 +132,7 @@ def holdout_places(source: Source, way: Way = "content") -> Int64[np.ndarray, "m
     rank = key(0, "holdout").permutation(n)
     rank = rank[source.index] if isinstance(source, Subset) else rank
     tenth = np.flatnonzero(rank < n // 10)
-    return np.sort(tenth[np.argsort(rank[tenth])[:HELD]])
+    return np.sort(tenth[np.argsort(rank[tenth])[:MOST_HELD]])
 
 
 def holdout_split(
